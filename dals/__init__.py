@@ -1,0 +1,10 @@
+"""Five generations of learning-rate strategies, and DALS, as torch optimizers."""
+
+__version__ = "0.1.0"
+
+from dals.layerwise import layer_groups
+from dals.optimizer import DALS, DALSAcc, DALSFast
+from dals.strategies import STRATEGIES
+from dals.training import fit
+
+__all__ = ["DALS", "DALSAcc", "DALSFast", "STRATEGIES", "fit", "layer_groups"]

@@ -1,0 +1,110 @@
+"The repository itself: notebooks clean, library in sync with them, README in sync, lint and types, wheel, no path of anybody's machine."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd=ROOT, **kwargs):
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of the sources, so that a check never touches the checkout"
+    for name in ("nbs", "dals", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("_*", "__pycache__", ".ipynb_checkpoints") if name == "nbs" else shutil.ignore_patterns("__pycache__")
+        if source.is_dir(): shutil.copytree(source, tmp_path / name, ignore=ignore)
+        else: shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def texts(folder, pattern):
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob(pattern)) if "__pycache__" not in p.parts}
+
+
+def changed(before, after): return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+
+
+def test_notebooks_are_clean(copy):
+    before = texts(copy / "nbs", "*.ipynb")
+    run(BIN / "nbdev_clean", cwd=copy)
+    assert changed(before, texts(copy / "nbs", "*.ipynb")) == []
+
+
+def test_library_is_what_the_notebooks_export(copy):
+    before = texts(copy / "dals", "*.py")
+    run(BIN / "nbdev_export", cwd=copy)
+    assert changed(before, texts(copy / "dals", "*.py")) == []
+
+
+def test_readme_is_what_the_index_renders_to():
+    run(sys.executable, ROOT / "tools" / "readme.py", "--check")
+
+
+def test_ruff_and_mypy():
+    run(BIN / "ruff", "check", "dals", "tests", "tools")
+    run(BIN / "mypy", "--cache-dir", os.devnull)
+
+
+def test_every_picture_has_alt_text_and_no_notebook_ends_in_an_error():
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if any(part.startswith(("_", ".")) for part in path.relative_to(ROOT).parts): continue
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            for output in cell.get("outputs", []):
+                assert output["output_type"] != "error", f"{path.name}: {source}"
+                if "image/png" in output.get("data", {}) or "image/svg+xml" in output.get("data", {}):
+                    assert re.search(r"#\| fig-alt: .{30,}", source), f"{path.name}: a picture without alt text\n{source}"
+
+
+def test_nothing_names_a_machine():
+    tracked = run("git", "ls-files", "-z").split("\0")
+    hosts = re.compile(r"/(work|tmp|root|home)/\w|/usr/local/")
+    found = [name for name in tracked if name.endswith((".ipynb", ".py", ".md", ".json", ".toml", ".ini", ".yml"))
+             and (ROOT / name).exists() and name != "tests/test_repository.py" and hosts.search((ROOT / name).read_text())]
+    assert found == []
+
+
+def test_library_imports_neither_nbdev_nor_fastcore():
+    for name, text in texts(ROOT / "dals", "*.py").items():
+        if name != "_modidx.py":
+            assert not re.search(r"^\s*(import|from)\s+(nbdev|fastcore)", text, re.M), name
+
+
+BARE = """
+import sys
+class Only:
+    "An environment with torch alone: everything else that a module of ours might reach for is not there"
+    absent = {"nbdev", "fastcore", "transformers", "datasets", "torchvision", "matplotlib", "scipy", "pandas", "papermill", "timm", "pytorch_optimizer"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.absent: raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Only())
+from dals import DALS, DALSFast, DALSAcc, layer_groups, STRATEGIES, fit
+print(len(STRATEGIES))
+"""
+
+
+def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
+    "The wheel, unpacked where nothing of the checkout is, in a process that finds torch and refuses every extra"
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", cwd=copy)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
+    for data in ("paper.mplstyle", "py.typed", "data/table2_benchmark.csv"):
+        assert (site / "dals" / data).exists(), data
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = run(sys.executable, "-c", "import dals\nprint(dals.__file__)\n" + BARE, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)})
+    assert out.splitlines() == [str(site / "dals" / "__init__.py"), "18"]

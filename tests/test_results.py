@@ -1,0 +1,324 @@
+"""Faults and processes around the store: what happens when a disk is full, a worker dies, or two writers meet."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dals import results
+from dals.results import Conflict, Key, NewerRecord, Store, binomial_se, key_of, prediction_interval, summary, sweep
+from dals.training import Run
+
+
+def made_up(config: dict) -> Run:
+    "A record without a training; the worker function of the sweeps below."
+    config = results.complete(config)
+    overrides = dict(config["overrides"])
+    log = overrides.pop("log", None)
+    if log:
+        with open(log, "a") as file:
+            file.write(f"{config['seed']}\n")
+    if overrides.pop("fail", False):
+        raise ArithmeticError("the rate is on fire")
+    if overrides.pop("die", False):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(overrides.pop("sleep", 0))
+    return Run.from_dict({
+        "schema": 1, "task": config["task"], "backbone": None, "data": {"copy": "made up", "fingerprint": "00", "train": 8, "test": 4},
+        "strategy": config["strategy"], "protocol": config["protocol"], "profile": config["profile"], "seed": config["seed"],
+        "variant": config["variant"],
+        "config": {"epochs": 2, "batch_size": 4, "steps_per_epoch": 2, "multiplier": 1.0, "hyperparameters": {"lr": 0.1, "betas": [0.9, 0.99]},
+                   "overrides": config["overrides"]},
+        "history": [{"epoch": 1, "train_loss": 0.5, "test_accuracy": 50.0, "lr": 0.1},
+                    {"epoch": 2, "train_loss": math.nan, "test_accuracy": 25.0, "lr": 0.1}],
+        "best_accuracy": 50.0, "final_accuracy": 25.0, "epochs_to": {"60": None}, "diverged": True, "seconds": 0.1, "device": "cpu",
+        "threads": 1, "versions": {"torch": "0"}, "commit": "none", "finished": "2026-01-01T00:00:00+00:00",
+    })
+
+
+def config(seed: int = 42, strategy: str = "STLR+Discriminative", **more) -> dict:
+    return {"task": "synthetic", "strategy": strategy, "seed": seed, "profile": "smoke", **more}
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "results", tmp_path / "_results")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_path_is_the_key_and_comes_back_equal(store):
+    run = made_up(config(7, variant="data-draw-3"))
+    path = store.put(run)
+    assert path.relative_to(store.local).as_posix() == "synthetic/smoke/paper/STLR+Discriminative/7-data-draw-3.json"
+    back = store.get(*key_of(run))
+    assert json.dumps(back.to_dict()) == json.dumps(run.to_dict()) and math.isnan(back.history[1]["train_loss"])
+    assert back.origin == "local" and "origin" not in back.to_dict()
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert store.runs() == [] and len(store.runs(variant="data-draw-3")) == len(store.runs(variant="*")) == 1
+
+
+@pytest.mark.parametrize("part, value", [("task", "../up"), ("strategy", ""), ("strategy", "a/b"), ("profile", ".hidden"), ("variant", "x/y"),
+                                         ("seed", -1), ("seed", 1.0), ("seed", True)])
+def test_what_cannot_be_a_file_name_is_refused(store, part, value):
+    with pytest.raises(ValueError, match=part):
+        store.path(config(**{**config(), part: value}) if part not in config() else {**config(), part: value})
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+def test_a_full_disk_leaves_nothing_half(store, monkeypatch, call):
+    real, count = getattr(os, call), [0]
+
+    def full(*arguments):
+        count[0] += 1
+        if call == "write" and count[0] == 1: # some of it fits
+            return real(arguments[0], arguments[1][:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="could not write 42.json.*No space left") as caught:
+        store.put(made_up(config()))
+    assert caught.value.errno == errno.ENOSPC and files(store.local) == []
+    monkeypatch.undo()
+    assert store.put(made_up(config())).exists()
+
+
+def test_a_full_disk_in_a_sweep_fails_that_run_and_says_so(store):
+    store.local.mkdir()
+    (store.local / "synthetic").write_text("a file where a folder should be")
+    lines: list[str] = []
+    swept = sweep([config(0), config(0, strategy="DALS")], store, jobs=1, progress=lines.append, run=made_up)
+    assert len(swept.failed) == 2 and not swept.finished and "could not" in "\n".join(lines) + "could not" and "failed:" in "\n".join(lines)
+
+
+def test_the_same_again_is_nothing_new_and_another_configuration_is_an_error(store):
+    path = store.put(made_up(config()))
+    before = path.stat().st_ino, path.read_bytes()
+    assert store.put(made_up(config())) == path
+    other = made_up(config())
+    other.config["hyperparameters"]["lr"] = 0.2
+    other.config["epochs"] = 3
+    with pytest.raises(Conflict, match=r"STLR\+Discriminative/42.*config\.epochs, config\.hyperparameters\.lr"):
+        store.put(other)
+    assert (path.stat().st_ino, path.read_bytes()) == before and files(store.local) == ["42.json"]
+
+
+def test_of_many_writers_one_wins_and_the_file_is_whole(store):
+    runs = [made_up(config()) for _ in range(16)]
+    for number, run in enumerate(runs):
+        run.config["epochs"] = number
+    barrier, lost = threading.Barrier(len(runs)), []
+
+    def write(run: Run) -> None:
+        barrier.wait()
+        try:
+            store.put(run)
+        except Conflict:
+            lost.append(run.config["epochs"])
+    threads = [threading.Thread(target=write, args=(run,)) for run in runs]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    winner = store.get(*key_of(runs[0])).config["epochs"]
+    assert sorted(lost + [winner]) == list(range(len(runs))) and files(store.local) == ["42.json"]
+
+
+def damage(kind: str, path: Path) -> None:
+    text = path.read_text()
+    record = json.loads(text)
+    if kind == "cut":
+        path.write_text(text[:len(text) // 2])
+    elif kind == "empty":
+        path.write_text("")
+    elif kind == "noise":
+        path.write_bytes(bytes(range(256)))
+    elif kind == "a list":
+        path.write_text("[1, 2]")
+    elif kind == "no history":
+        del record["history"]
+        path.write_text(json.dumps(record))
+    else:
+        path.write_text(json.dumps({**record, "seed": 43}))
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "noise", "a list", "no history", "at a wrong path"])
+def test_a_damaged_record_is_named_set_aside_and_done_again(store, kind):
+    path = store.put(made_up(config()))
+    store.put(made_up(config(1)))
+    damage(kind, path)
+    damaged = path.read_bytes()
+    with pytest.warns(UserWarning, match=r"local record synthetic/smoke/paper/STLR\+Discriminative/42.json is damaged.*42.json.damaged"):
+        assert [run.seed for run in store.runs()] == [1]
+    assert path.with_name("42.json.damaged").read_bytes() == damaged and not path.exists()
+    store.put(made_up(config()))
+    damage(kind, path)
+    with pytest.warns(UserWarning, match="damaged.1"):
+        store.put(made_up(config())) # a damaged record is in the way of the new one
+    assert [run.seed for run in store.runs()] == [1, 42] and len(files(store.local)) == 4
+
+
+def test_every_cut_of_a_record_is_noticed(store):
+    text = results.to_text(made_up(config())).rstrip()
+
+    @given(st.integers(0, len(text) - 1))
+    def cut(length):
+        with pytest.raises(ValueError):
+            results.from_text(text[:length])
+    cut()
+
+
+def test_older_records_stay_readable_and_newer_ones_are_left_alone(store, monkeypatch):
+    path = store.put(made_up(config()))
+    monkeypatch.setattr(results, "SCHEMA", 2)
+    monkeypatch.setitem(results.UPGRADES, 1, lambda record: {**record, "commit": "upgraded"})
+    assert store.get(*key_of(config())).commit == "upgraded"
+    monkeypatch.undo()
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    before = path.read_bytes()
+    with pytest.raises(NewerRecord, match="schema 99.*newer dals"):
+        store.get(*key_of(config()))
+    with pytest.warns(UserWarning, match="42.json.*schema 99"):
+        assert store.runs() == []
+    with pytest.raises(NewerRecord):
+        store.put(made_up(config()))
+    assert path.read_bytes() == before
+
+
+def test_local_overlays_published_and_publishing_loses_nothing(store):
+    store.put(made_up(config(0)))
+    store.put(made_up(config(1)))
+    assert [path.name for path in store.publish()] == ["0.json", "1.json"] and files(store.local) == []
+    assert [run.origin for run in store.runs()] == ["published"] * 2
+    local = made_up(config(1))
+    local.commit = "later"
+    store.put(local)
+    assert [(run.origin, run.commit) for run in store.runs()] == [("published", "none"), ("local", "later")]
+    assert store.get(*key_of(local), where="published").commit == "none"
+    assert store.publish() == [] and files(store.local) == ["1.json"] # the twin stays where it is
+    other = made_up(config(0))
+    other.config["epochs"] = 9
+    here = store.put(other)
+    store.put(made_up(config(2)))
+    before = here.read_bytes(), store.path(other, "published").read_bytes()
+    with pytest.raises(Conflict) as caught:
+        store.publish()
+    assert str(here) in str(caught.value) and str(store.path(other, "published")) in str(caught.value) and "config.epochs" in str(caught.value)
+    assert (here.read_bytes(), store.path(other, "published").read_bytes()) == before
+    assert store.path(config(2), "published").exists() # what could be published was
+
+
+def test_a_killed_writer_leaves_a_file_that_is_ignored_and_cleaned(store):
+    program = ("import os, signal, sys; from test_results import made_up, config; from dals.results import Store\n"
+               "os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+               "Store(sys.argv[1], sys.argv[2]).put(made_up(config()))")
+    died = subprocess.run([sys.executable, "-c", program, store.published, store.local], cwd=Path(__file__).parent)
+    assert died.returncode == -signal.SIGKILL
+    [left] = files(store.local)
+    assert left.startswith(".42.json.") and left.endswith(".tmp") and store.runs() == []
+    assert store.clean() == 0 # it could belong to a writer at work
+    assert store.clean(older_than=0) == 1 and files(store.local) == []
+
+
+def test_a_sweep_survives_a_failing_run_and_a_run_that_kills_its_worker(store, tmp_path):
+    log = str(tmp_path / "log")
+    configs = [config(seed, overrides={"log": log}) for seed in range(5)]
+    configs[1]["overrides"]["fail"] = configs[2]["overrides"]["die"] = True
+    lines: list[str] = []
+    swept = sweep(configs, store, jobs=2, progress=lines.append, run=made_up)
+    assert sorted(key.seed for key in swept.finished) == [0, 3, 4] and sorted(key.seed for key in swept.failed) == [1, 2]
+    text = "\n".join(lines)
+    assert "ArithmeticError: the rate is on fire" in text and "in made_up" in text and "killed twice" in text
+    assert [run.seed for run in store.runs()] == [0, 3, 4]
+    del configs[1]["overrides"]["fail"], configs[2]["overrides"]["die"]
+    open(log, "w").close()
+    assert sorted(key.seed for key in sweep(configs, store, progress=None, run=made_up).finished) == [1, 2]
+    assert sorted(open(log).read().split()) == ["1", "2"] # what was finished is not run again
+
+
+def test_two_sweeps_on_one_store(store, tmp_path):
+    configs = [config(seed, overrides={"sleep": 0.2}) for seed in range(6)]
+    swept: list = []
+    both = [threading.Thread(target=lambda: swept.append(sweep(configs, store, jobs=1, progress=None, run=made_up))) for _ in range(2)]
+    [thread.start() for thread in both]
+    [thread.join() for thread in both]
+    assert [run.seed for run in store.runs()] == list(range(6)) and not any(one.failed for one in swept)
+    assert files(store.local) == [f"{seed}.json" for seed in range(6)]
+
+
+def test_only_local_runs_what_is_published_too(store):
+    store.put(made_up(config()))
+    store.publish()
+    assert results.missing([config()], store) == [] and len(results.missing([config()], store, only_local=True)) == 1
+
+
+def test_one_path_cannot_be_asked_for_twice_in_different_ways(store):
+    with pytest.raises(Conflict, match="different overrides"):
+        results.missing([config(), config(overrides={"lr": 1})], store)
+    store.put(made_up(config(overrides={"lr": 1})))
+    with pytest.raises(Conflict, match="variant"):
+        results.missing([config()], store)
+    with pytest.raises(ValueError, match="needs task and strategy"):
+        results.missing([{"task": "synthetic"}], store)
+    with pytest.raises(ValueError, match="stratgy"):
+        results.missing([config(stratgy="DALS")], store)
+    with pytest.raises(ValueError, match="jobs"):
+        sweep([config()], store, jobs=0)
+
+
+def test_ctrl_c_loses_only_the_run_in_flight_and_leaves_no_worker(store, tmp_path):
+    program = ("import sys; from test_results import made_up, config; from dals.results import Store, sweep\n"
+               "if __name__ == '__main__':\n"
+               "    sweep([config(seed, overrides={'sleep': 60 * (seed == 1), 'log': sys.argv[3]}) for seed in range(4)],\n"
+               "          Store(sys.argv[1], sys.argv[2]), jobs=1, run=made_up)")
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    process = subprocess.Popen([sys.executable, script, store.published, store.local, log], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True, env=environment)
+    until = time.monotonic() + 120
+    while not (log.exists() and "1\n" in log.read_text()):
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT) # what a terminal does
+    out, err = process.communicate(timeout=30)
+    assert "stopped: 1 runs are stored, 3 are left" in out and err.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert files(store.local) == ["0.json"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_statistics_agree_with_scipy_and_say_what_one_value_cannot():
+    from scipy import stats
+    values = [97.2, 97.9, 98.1, 97.5]
+    got = summary(values)
+    assert (got.low, got.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)), rel=1e-12)
+    assert summary([5.0])[:2] == (1, 5.0) and math.isnan(summary([5.0]).sd) and prediction_interval([5.0]) == (-math.inf, math.inf)
+    assert binomial_se(50, 277) == pytest.approx(3.004, abs=1e-3)
+    for wrong in ([], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="finite"):
+            summary(wrong)
+    with pytest.raises(ValueError, match="0 to 100"):
+        binomial_se(0.98 * 200, 2000)
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=20))
+def test_a_further_run_is_less_certain_than_the_mean(values):
+    low, high = prediction_interval(values)
+    mean = summary(values)
+    assert low <= mean.low <= mean.high <= high
+
+
+def test_a_key_is_a_tuple_a_config_or_a_run():
+    key = Key("synthetic", "smoke", "paper", "STLR+Discriminative", 42)
+    assert key_of(config()) == key_of(tuple(key)) == key_of(made_up(config())) == key
