@@ -11,17 +11,17 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['tst_param', 'sgd_step']
 
-# %% ../nbs/01_fixed.ipynb #01_fixed-003
+# %% ../nbs/01_fixed.ipynb #01_fixed-008
 def tst_param(
-    value: float | list | Tensor,  # where the parameter stands
-    grad: float | list | Tensor,  # the gradient it is to carry, same shape
+    value: float | list | Tensor,  # where the parameter stands; a tensor keeps its dtype, anything else becomes float32
+    grad: float | list | Tensor,  # the gradient it carries, same shape
 ) -> nn.Parameter:
-    "A parameter whose gradient is already set: the smallest test that an optimizer can have."
-    param = nn.Parameter(torch.as_tensor(value).clone() if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float32))
-    param.grad = torch.as_tensor(grad, dtype=param.dtype).clone().reshape(param.shape)
-    return param
+    "A parameter whose gradient is already set: the smallest test that an optimizer can have (RuntimeError if the shapes differ)."
+    p = nn.Parameter(value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32))
+    p.grad = torch.as_tensor(grad, dtype=p.dtype).clone()
+    return p
 
-# %% ../nbs/01_fixed.ipynb #01_fixed-004
+# %% ../nbs/01_fixed.ipynb #01_fixed-014
 @torch.no_grad()
 def sgd_step(
     p: Tensor,  # parameter, any shape, changed in place
@@ -32,7 +32,7 @@ def sgd_step(
     momentum: float = 0.0,  # mu, in [0, 1)
     weight_decay: float = 0.0,  # lambda, the pull towards zero
 ) -> Tensor:  # velocity after this step, to hand in at the next
-    "One step of SGD with (heavy-ball) momentum and L2 weight decay, in torch's convention."
+    "One step of SGD with heavy-ball momentum and L2 weight decay, in torch's convention (Polyak, 1964; Sutskever et al., 2013)."
     g = grad + weight_decay * p
     v = g if buf is None else momentum * buf + g
     p -= lr * v

@@ -477,7 +477,7 @@ def sweep(
     configs = [complete(config) for config in configs]
     store.clean()
     todo = missing(configs, store, only_local)
-    names, total, started = {key_of(config) for config in todo}, len(todo), time.monotonic()
+    names, total, times = {key_of(config) for config in todo}, len(todo), []
     swept = Swept(skipped=[key for key in dict.fromkeys(map(key_of, configs)) if key not in names])
     if swept.skipped:
         say(f"{len(swept.skipped)} of {len(swept.skipped) + total} runs are in the store already")
@@ -488,11 +488,13 @@ def sweep(
             text = "FAILED, " + answer["error"].strip().splitlines()[-1]
         else:
             swept.finished.append(key)
+            times.append(answer["seconds"])
             text = "diverged" if answer["diverged"] else f"best {answer['best']:.2f} %, final {answer['final']:.2f} %"
             text += f", {duration(answer['seconds'])}"
         done = len(swept.finished) + len(swept.failed)
-        left = (time.monotonic() - started) / done * (total - done)
-        say(f"[{done:{len(str(total))}d}/{total}] {_name(key)}: {text}" + (f"; about {duration(left)} left" if done < total else ""))
+        if times and done < total:
+            text += f"; about {duration(sum(times) / len(times) * math.ceil((total - done) / jobs))} left"
+        say(f"[{done:{len(str(total))}d}/{total}] {_name(key)}: {text}")
 
     single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
     before = {name: os.environ.get(name) for name in single}
@@ -517,7 +519,7 @@ def sweep(
         say(f"failed: {_name(key)}\n{error}")
     return swept
 
-# %% ../nbs/11_results.ipynb #11_results-052
+# %% ../nbs/11_results.ipynb #11_results-053
 class Summary(NamedTuple):
     "What several seeds say together."
     n: int # how many
@@ -557,7 +559,7 @@ def prediction_interval(
     "Where one further run lies: mean +- t sd sqrt(1 + 1/n)."
     return _interval(values, level, lambda n: math.sqrt(1 + 1 / n))[3:]
 
-# %% ../nbs/11_results.ipynb #11_results-061
+# %% ../nbs/11_results.ipynb #11_results-062
 def binomial_se(
     percent: float, # an accuracy in percent
     n: int, # number of test examples

@@ -1,4 +1,5 @@
 """Render README.md from nbs/index.ipynb as it is committed, outputs included; `--check` only says whether they agree."""
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def render() -> str:
         shown.append(cell)
     notebook.cells = shown
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    text = text.replace("```python\n\n```\n", "").replace("](images/", "](nbs/images/")
+    text = re.sub(r"\]\((?!\w+:|#)", "](nbs/", text.replace("```python\n\n```\n", "")).replace("](nbs/../", "](") # links start at the root here
     lines = [line.rstrip() for line in text.strip().splitlines()]
     kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
     return "\n".join(["<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->", *kept]) + "\n"

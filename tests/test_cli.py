@@ -1,0 +1,188 @@
+"""The program from outside: what it refuses, what it survives, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dals.cli import main, parser
+from dals.results import Store
+
+DALS = [sys.executable, "-m", "dals.cli"]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "settings.ini").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def records(root: Path) -> dict[str, tuple[int, int]]:
+    "Which records there are, and what would change if one were written again."
+    return {path.as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns) for path in (root / "_results").rglob("*.json")}
+
+
+def experiment(root: Path, name: str, code: str, parameters: str = "out = '_out'") -> None:
+    "A notebook in the place of one of the experiments."
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)])
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    path = root / "nbs" / "experiments" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.parametrize("whom", ["everybody", "the parent only"])
+def test_kill_9_in_the_middle_and_again(root, whom):
+    words = ["train", "--task", "synthetic-released", "--profile", "smoke", "--seeds", "0-4", "--strategy", "Fixed SGD", "AdamW", "DALS", "SAM"]
+    first = subprocess.Popen([*DALS, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    until = time.monotonic() + 180
+    while len(records(root)) < 5:
+        assert first.poll() is None and time.monotonic() < until, first.communicate()[0]
+        time.sleep(0.02)
+    (os.killpg if whom == "everybody" else os.kill)(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60) # returns when nobody holds the pipe any more: no worker is left
+    before = records(root)
+    assert 5 <= len(before) < 20
+    for path in before: # whole: it can be read, and its history has both epochs
+        assert len(json.loads(Path(path).read_text())["history"]) == 2
+    second = subprocess.run([*DALS, *words], capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"{20 - len(before)} of 20 runs to do" in second.stdout and second.stdout.count("synthetic-released") == 20 - len(before)
+    after = records(root)
+    assert len(after) == 20 and {path: after[path] for path in before} == before # no finished run was repeated
+    assert len(Store().runs()) == 20 and not list(root.rglob("*.damaged"))
+
+
+@pytest.mark.parametrize("words, says", [
+    ("train --task sintetic", "did you mean 'synthetic'? Known: synthetic, synthetic-released, trec6"),
+    ("train --task synthetic --strategy dals", "did you mean 'DALS'? Known: Fixed SGD"),
+    ("train --task synthetic --profile papr", "no profile 'papr'. Did you mean 'paper'?"),
+    ("train --task synthetic --protocol text", "no protocol 'text'"),
+    ("train --task synthetic --seeds 3-1", "'3-1' is no seed"),
+    ("train --task synthetic --jobs 0", "at least 1, not 0"),
+    ("train --task synthetic --jobs two", "invalid int value: 'two'"),
+    ("train --task synthetic --device warp --profile smoke", "warp"),
+    ("train", "required: --task"),
+    ("", "required: COMMAND"),
+    ("status --task everything", "no task 'everything'"),
+    ("reproduce --only table2 figure9", "no experiment 'figure9'"),
+    ("reproduce --profile huge", "no profile 'huge'"),
+    ("reproduce", "run this in a checkout"),
+    ("verify", "none of the 0 records"),
+    ("verify -n 0", "at least 1"),
+    ("report --color", "unrecognized arguments: --color"),
+])
+def test_bad_input_costs_one_sentence_and_nothing_else(root, capsys, words, says):
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("dals: ") and err.count("\n") == 1 and says in err
+    assert [path.name for path in root.iterdir()] == ["settings.ini"]
+
+
+def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_runs(root, capsys):
+    experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'; steps = 10")
+    for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp', did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
+                        (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"), (["--out", "settings.ini"], "cannot write")):
+        assert main(["report", "--only", "figure4", *words]) == 2
+        assert says in capsys.readouterr().err
+    assert not list(root.rglob("ran")) and not (root / "_reproduced").exists()
+
+
+def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
+    experiment(root, "table1_components.ipynb", "from dals.report import save_table\nassert rows == [1, 2]\n"
+               "save_table('<table><tr><td>kept</td></tr></table>', 'table1_components', out)", "out = '_out'; rows = None")
+    experiment(root, "figure4_stlr.ipynb", "raise ArithmeticError('the triangle\\nhas no corner')", "out = '_out'; rows = None")
+    assert main(["report", "--only", "table1", "figure4", "-p", "rows=[1, 2]", "--out", "_page"]) == 1
+    out = capsys.readouterr().out
+    assert "figure4: FAILED, ArithmeticError: the triangle" in out and "open _page/index.html" in out
+    page = (root / "_page" / "index.html").read_text()
+    assert "kept" in page and "ArithmeticError: the triangle" in page
+    assert "has no corner" in (root / "_page" / "notebooks" / "figure4.log").read_text()
+    assert sorted(path.name for path in (root / "nbs" / "experiments").iterdir()) == ["figure4_stlr.ipynb", "table1_components.ipynb"]
+    experiment(root, "figure4_stlr.ipynb", "1", "out = '_out'") # mended
+    assert main(["report", "--only", "figure4", "table3", "--out", "_page"]) == 1 # table3 has no notebook here
+    assert "table3_convergence.ipynb is missing" in capsys.readouterr().out
+    assert not (root / "_page" / "notebooks" / "figure4.log").exists()
+
+
+def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
+    experiment(root, "table2_benchmark.ipynb", "from dals.results import Store\nassert {run.origin for run in Store(published, local).runs()} == {'local'}",
+               "out = '_out'; published = local = ''")
+    words = ["reproduce", "--only", "table2", "--profile", "smoke", "--seeds", "1"]
+    assert main(words) == 0
+    assert "18 of 18 runs to do" in capsys.readouterr().out
+    assert main(["publish"]) == 0 and not records(root)
+    assert main(words) == 0
+    assert "18 of 18 runs to do" in capsys.readouterr().out
+    before = records(root)
+    assert main(words) == 0
+    assert "0 of 18 runs to do" in capsys.readouterr().out and records(root) == before
+    assert main(["publish"]) == 0
+    assert "published 0 records into results; 18 stay local" in capsys.readouterr().out
+
+
+def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
+    words = ["train", "--task", "synthetic", "--strategy", "DALS", "AdamW", "--profile", "smoke", "--jobs", "1"]
+    assert main(words) == 0 and main(["publish", "--strategy", "DALS"]) == 0
+    published = Store().path(("synthetic", "smoke", "paper", "DALS", 42), "published")
+    record = json.loads(published.read_text())
+    assert main(["verify", "-n", "1", "--task", "synthetic", "--within", "60", "--pick", "1"]) == 0
+    capsys.readouterr()
+
+    record["history"][1]["train_loss"] *= 1.001 # as another machine might have it
+    published.write_text(json.dumps(record))
+    assert main(["verify", "-n", "9"]) == 0
+    assert "2 agree, 0 do not" in capsys.readouterr().out
+    record["history"][0]["train_loss"] *= 1.5 # as no machine might
+    published.write_text(json.dumps(record))
+    assert main(["verify", "-n", "9"]) == 1
+    assert "TOO FAR" in capsys.readouterr().out
+
+    record["config"]["hyperparameters"]["lr"] = 9.0
+    published.write_text(json.dumps(record))
+    assert main(words) == 2
+    assert "the published store holds synthetic DALS, seed 42 with other settings" in capsys.readouterr().err
+    assert main(["verify", "-n", "9"]) == 1
+    assert "other settings: config.hyperparameters.lr" in capsys.readouterr().out
+
+    local = published.parents[5] / "_results" / published.relative_to(root / "results")
+    local.parent.mkdir(parents=True, exist_ok=True)
+    local.write_text(json.dumps({**record, "config": {**record["config"], "epochs": 3}}))
+    texts = local.read_text(), published.read_text()
+    assert main(["publish"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(local) in err and str(published) in err and (local.read_text(), published.read_text()) == texts
+
+    published.write_text("{")
+    assert main(["status", "--profile", "smoke", "--task", "synthetic"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged, was set aside" in err
+    assert published.with_name("42.json.damaged").read_text() == "{"
+
+
+def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypatch):
+    monkeypatch.setenv("DALS_DATA_DIR", str(root))
+    assert main(["train", "--task", "trec6+minilm-l6", "--profile", "smoke"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "train_5500.label" in err and not records(root)
+
+
+def test_starting_is_light():
+    program = ("import sys, dals.cli; dals.cli.parser(); heavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', 'datasets', 'nbdev', "
+               "'fastcore', 'IPython', 'dals.report'} & set(sys.modules); assert not heavy, heavy")
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ("reproduce", "train", "status", "publish", "report", "verify"):
+        with pytest.raises(SystemExit) as done:
+            parser().parse_args([command, "--help"])
+        assert done.value.code == 0 and f"dals {command}" in capsys.readouterr().out

@@ -1,0 +1,302 @@
+"DALS: released trajectories where text and code agree, loop against lists, reloads, and the ways of losing a loss."
+
+import copy
+import io
+import json
+import math
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import Parameter
+
+import dals.optimizer
+from dals.optimizer import DALS, DALSAcc, DALSFast
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+ORDER = GOLDEN["problem"]["order"]
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def one_behind(warmup, total):
+    "The released schedule: counted from zero, a whole number of warmup steps."
+    rise = int(warmup * total)
+
+    def schedule(progress):
+        t = round(progress * total) - 1
+        return t / rise if t < rise else (1 + math.cos(math.pi * (t - rise) / (total - rise))) / 2
+
+    return schedule
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("key", ["DALS_wd", "DALS_nowd", "DALS_flat"])
+def test_released_trajectory_up_to_step_index_and_eps(key, foreach, monkeypatch):
+    "The released DALS and ours differ in where the count starts and in eps: with both undone, every parameter meets to 1e-10."
+    run = GOLDEN["runs"][key]
+    hyper, total = run["hyper"], run["hyper"]["T_max"]
+    ps = [Parameter(double(GOLDEN["problem"]["params0"][name])) for name in ORDER]
+    groups = [ps] if key == "DALS_flat" else [ps[0:2], ps[2:4], ps[4:6]]
+    depths = [0.5] if key == "DALS_flat" else [0.0, 0.5, 1.0]
+    monkeypatch.setattr(dals.optimizer, "EPS", 0.0)
+    optimizer = DALS([{"params": group, "depth": depth} for group, depth in zip(groups, depths, strict=True)], hyper["lr"],
+                     total_steps=total, schedule=one_behind(hyper["warmup_frac"], total), foreach=foreach,
+                     thresholds=(hyper["phase1_thresh"], hyper["phase2_thresh"]), momentum=hyper["momentum"],
+                     weight_decay=hyper["weight_decay"], alpha=hyper["grokfast_alpha"], trust=hyper["trust_coef"])
+    for t, (gradients, loss) in enumerate(zip(GOLDEN["problem"]["grads"], GOLDEN["problem"]["losses"], strict=True)):
+        for p, name in zip(ps, ORDER, strict=True):
+            p.grad = double(gradients[name])
+        optimizer.observe(loss)
+        optimizer.step()
+        assert optimizer.phase == run["phase"][t]
+        assert optimizer.loss_ema == pytest.approx(run["loss_ema"][t], rel=1e-12)
+        assert optimizer.get_last_lr() == pytest.approx(run["lr"][t], rel=1e-12, abs=1e-15)
+        if str(t + 1) in run["params"]:
+            for p, name in zip(ps, ORDER, strict=True):
+                torch.testing.assert_close(p.detach(), double(run["params"][str(t + 1)][name]), rtol=1e-10, atol=1e-12)
+
+
+MAKERS = {
+    "DALS": lambda groups, **options: DALS(groups, 0.3, total_steps=30, **options),
+    "DALSFast": lambda groups, **options: DALSFast(groups, 0.3, total_steps=30, **options),
+    "DALSAcc": lambda groups, **options: DALSAcc(groups, 0.3, restart_steps=7, **options),
+    "free": lambda groups, **options: DALS(groups, 0.3, total_steps=None, schedule=None, thresholds=None, **options),
+}
+
+
+class Trial:
+    "Tensors of random shapes, sizes and dtypes, in groups with options of their own, with gradients that come and go."
+
+    def __init__(self, seed, dtypes=(torch.float64,), steps=30):
+        self.rng = torch.Generator().manual_seed(seed)
+        self.steps = steps
+        shapes = [(), (1,), (5,), (4, 3), (2, 3, 2), (0,), (7, 1)]
+        self.start = [self.draw(*shapes[self.pick(len(shapes))]) * 10.0 ** (self.pick(5) - 3) for _ in range(6)]
+        self.start = [(x * (self.pick(6) > 0)).to(dtypes[self.pick(len(dtypes))]) for x in self.start]
+        size = [10.0 ** (self.pick(5) - 3) for _ in self.start]
+        self.gradients = [[self.gradient(s, x) for s, x in zip(size, self.start, strict=True)] for _ in range(steps)]
+        self.losses = [0.99**t * (1 + 0.2 * self.draw().item()) for t in range(steps)]
+        self.options = [{"depth": 0.0}, {"depth": 0.7, "momentum": 0.5, "weight_decay": 0.1, "alpha": 0.8},
+                        {"lr": 0.1, "trust": 0.1, "trust_clip": (0.5, 2.0), "filter_in_exploration": False}]
+
+    def draw(self, *shape):
+        return torch.randn(shape, generator=self.rng, dtype=torch.float64)
+
+    def gradient(self, size, x):
+        return None if self.pick(5) == 0 else (size * self.draw(*x.shape)).to(x.dtype)
+
+    def pick(self, n):
+        return int(torch.randint(n, (), generator=self.rng))
+
+    def params(self):
+        return [Parameter(x.clone()) for x in self.start]
+
+    def groups(self, ps):
+        return [{"params": ps[i:i + 2], **options} for i, options in zip((0, 2, 4), self.options, strict=True)]
+
+    def go(self, optimizer, ps, first=0, last=None):
+        for gradients, loss in zip(self.gradients[first:last], self.losses[first:last], strict=True):
+            for p, g in zip(ps, gradients, strict=True):
+                p.grad = None if g is None else g.clone()
+            optimizer.observe(loss)
+            optimizer.step()
+        return optimizer
+
+
+def same(a, b, **tolerance):
+    "Assert that two optimizers over equal parameters have the same parameters, buffers and run state."
+    for ours, theirs in zip(a.param_groups, b.param_groups, strict=True):
+        assert [ours[k] for k in ("step", "loss_ema", "phase")] == [theirs[k] for k in ("step", "loss_ema", "phase")]
+        for p, q in zip(ours["params"], theirs["params"], strict=True):
+            torch.testing.assert_close(p.detach(), q.detach(), **tolerance)
+            assert (p in a.state) == (q in b.state)
+            for key in a.state[p] if p in a.state else ():
+                torch.testing.assert_close(a.state[p][key], b.state[q][key], **tolerance)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), maker=st.sampled_from(sorted(MAKERS)))
+def test_loop_and_lists_agree(seed, maker):
+    trial = Trial(seed)
+    (ps, a), (qs, b) = ((ps, MAKERS[maker](trial.groups(ps), foreach=fe)) for ps, fe in ((trial.params(), False), (trial.params(), True)))
+    same(trial.go(a, ps), trial.go(b, qs), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("maker", sorted(MAKERS))
+def test_loop_and_lists_agree_in_mixed_precision(maker):
+    trial = Trial(3, dtypes=(torch.float32, torch.float64))
+    assert {x.dtype for x in trial.start} == {torch.float32, torch.float64}
+    (ps, a), (qs, b) = ((ps, MAKERS[maker](trial.groups(ps), foreach=fe)) for ps, fe in ((trial.params(), False), (trial.params(), True)))
+    same(trial.go(a, ps), trial.go(b, qs), rtol=1e-3, atol=1e-5)
+
+
+def test_the_cut_into_batches_changes_nothing(monkeypatch):
+    trial = Trial(5)
+    ps, qs = trial.params(), trial.params()
+    whole = trial.go(MAKERS["DALS"](trial.groups(ps), foreach=True), ps)
+    monkeypatch.setattr(dals.optimizer, "CACHE", 1)
+    same(whole, trial.go(MAKERS["DALS"](trial.groups(qs), foreach=True), qs), rtol=0, atol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), stop=st.integers(0, 30), maker=st.sampled_from(sorted(MAKERS)), foreach=st.booleans())
+def test_saving_and_loading_anywhere_changes_nothing(seed, stop, maker, foreach):
+    trial = Trial(seed)
+    ps, qs = trial.params(), trial.params()
+    whole = trial.go(MAKERS[maker](trial.groups(ps), foreach=foreach), ps)
+    first = trial.go(MAKERS[maker](trial.groups(qs), foreach=foreach), qs, last=stop)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = MAKERS[maker](trial.groups(qs), foreach=foreach)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    same(whole, trial.go(second, qs, first=stop), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("maker", sorted(MAKERS))
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_clone_goes_on_like_the_original(maker, clone):
+    trial = Trial(8)
+    ps = trial.params()
+    optimizer = trial.go(MAKERS[maker](trial.groups(ps)), ps, last=12)
+    optimizer.observe(0.5)
+    twin = clone(optimizer)
+    qs = [p for group in twin.param_groups for p in group["params"]]
+    assert twin._losses == [0.5] and all(p is not q for p, q in zip(ps, qs, strict=True))
+    same(trial.go(optimizer, ps, first=12), trial.go(twin, qs, first=12), rtol=0, atol=0)
+
+
+def test_state_holds_tensors_and_plain_values_only():
+    trial = Trial(1)
+    ps = trial.params()
+    state = trial.go(MAKERS["DALS"](trial.groups(ps)), ps).state_dict()
+    plain = (int, float, bool, str, type(None), tuple, list)
+    assert all(isinstance(x, torch.Tensor) for buffers in state["state"].values() for x in buffers.values())
+    assert all(isinstance(x, plain) for group in state["param_groups"] for x in group.values())
+
+
+def test_a_missing_loss_stops_the_step_before_anything_moves():
+    trial = Trial(2)
+    ps = trial.params()
+    optimizer = trial.go(MAKERS["DALS"](trial.groups(ps)), ps, last=3)
+    before = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in ps]
+    for closure in (None, lambda: None):
+        with pytest.raises(RuntimeError, match=r"step\(closure\).*observe\(loss\)"):
+            optimizer.step(closure)
+    assert str(optimizer.state_dict()) == str(before[0])
+    assert all(torch.equal(p, q) for p, q in zip(ps, before[1], strict=True))
+
+
+def test_a_failing_closure_loses_nothing():
+    p = Parameter(double([3.0, 4.0]))
+    p.grad = double([1.0, 1.0])
+    optimizer = DALS([p], total_steps=10)
+
+    def broken():
+        raise KeyError("data")
+
+    with pytest.raises(KeyError):
+        optimizer.step(broken)
+    assert optimizer.param_groups[0]["step"] == 0 and torch.equal(p.detach(), double([3.0, 4.0]))
+    optimizer.step(lambda: 1.0)
+    assert optimizer.loss_ema == 1.0
+
+
+def test_sparse_gradients_are_refused_before_the_phase_moves():
+    rows = torch.nn.Embedding(4, 2, sparse=True)
+    optimizer = DALS(rows.parameters(), total_steps=3)
+    rows(torch.tensor([1])).sum().backward()
+    optimizer.observe(1.0)
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
+    assert optimizer.loss_ema is None and optimizer.param_groups[0]["step"] == 0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, torch.tensor(math.nan)])
+def test_a_loss_that_is_not_finite_leaves_the_phase(loss):
+    p = Parameter(double([1.0]))
+    p.grad = double([0.1])
+    optimizer = DALS([p], total_steps=9)
+    optimizer.step(lambda: loss)
+    assert optimizer.loss_ema is None and optimizer.phase == 0
+    for good in (1.0, 0.9):
+        optimizer.step(lambda good=good: good)
+    before = optimizer.loss_ema, optimizer.phase
+    optimizer.observe(1.0)
+    optimizer.step(lambda: loss)  # one bad micro-batch spoils the mean, and the mean says nothing
+    assert (optimizer.loss_ema, optimizer.phase) == before == (0.995, 1)
+
+
+def test_zero_rates_allocate_state_without_a_loss_and_without_counting():
+    "What torch.distributed.checkpoint does to an optimizer before it loads into it."
+    p = Parameter(double([1.0, 2.0]))
+    optimizer = DALS([p], total_steps=9)
+    optimizer.param_groups[0]["lr"], p.grad = 0.0, torch.zeros_like(p)
+    optimizer.step(closure=None)
+    assert set(optimizer.state[p]) == {"filtered", "momentum_buffer"} and not any(x.any() for x in optimizer.state[p].values())
+    assert optimizer.param_groups[0]["step"] == 0 and torch.equal(p.detach(), double([1.0, 2.0]))
+
+
+def test_torch_checkpoint_helpers_carry_the_run_state():
+    dcp = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = DALS(model.parameters(), total_steps=9)
+    for loss in (2.0, 1.9):
+        model.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step(lambda loss=loss: loss)
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, optimizer))
+    model.zero_grad()
+    other = DALS(model.parameters(), total_steps=9)
+    dcp.set_optimizer_state_dict(model, other, saved)
+    same(optimizer, other, rtol=0, atol=0)
+    assert other.phase == 1 and other.param_groups[0]["step"] == 2 and other.param_groups[0]["lr"] == 0.03
+
+
+def test_the_end_of_the_schedule_is_announced_once():
+    p = Parameter(double([1.0]))
+    p.grad = double([0.1])
+    optimizer = DALS([p], total_steps=2)
+    for _ in range(2):
+        optimizer.step(lambda: 1.0)
+    with pytest.warns(UserWarning, match="total_steps=2"):
+        optimizer.step(lambda: 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(lambda: 1.0)
+
+
+def test_restarts_have_no_end_and_need_no_total():
+    p = Parameter(double([1.0]))
+    p.grad = double([0.1])
+    optimizer = DALSAcc([p], restart_steps=2, total_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            optimizer.step(lambda: 1.0)
+    assert optimizer.get_last_lr() == pytest.approx([0.03 * (1 + math.cos(math.pi * 2 / 8)) / 2])
+
+
+def test_tensor_subclasses_take_the_loop():
+    class Tagged(Parameter):
+        pass
+
+    calls = []
+    p = Tagged(double([3.0, 4.0]))
+    p.grad = double([0.1, 0.1])
+    optimizer = DALS([p], total_steps=3)
+    original = dals.optimizer.foreach_step
+    dals.optimizer.foreach_step = lambda *args, **kwargs: calls.append(args)
+    try:
+        optimizer.step(lambda: 1.0)
+    finally:
+        dals.optimizer.foreach_step = original
+    assert not calls and not torch.equal(p.detach(), double([3.0, 4.0]))
