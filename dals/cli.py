@@ -91,13 +91,15 @@ def plan(
     from dals.results import settings
     from dals.strategies import STRATEGIES
     from dals.tasks import TASKS
+    from dals.training import find_device
     configs = [{"task": known(task, TASKS, "task"), "strategy": known(strategy, STRATEGIES, "strategy"), "seed": seed,
                 "protocol": protocol, "profile": profile, "device": device}
                for task in tasks for seed in seeds for strategy in strategies or STRATEGIES]
     try:
+        find_device(device)
         for config in configs:
             settings(config)
-    except (KeyError, ValueError) as error: # an unknown profile or protocol
+    except (KeyError, ValueError) as error: # no such profile, protocol or device
         raise Refused(str(error.args[0])) from None
     return configs
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .adaptive import evaluate, gradients, require
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-015
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-017
 def discriminative(
     groups: Iterable[dict[str, Any]],  # parameter groups from bottom to top, as `layer_groups` returns them
     lr: float,  # rate of the top layer
@@ -28,7 +28,7 @@ def discriminative(
     require(decay > 0, f"decay must be positive, not {decay}: 1 gives every layer the same rate, 2.6 is the usual choice.")
     return [{**group, "lr": lr / decay ** group.get("above", len(groups) - 1 - i)} for i, group in enumerate(groups)]
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-022
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-024
 _CHAINS = (nn.Sequential, nn.ModuleList)  # containers whose items are the layers, in order
 _STAGES = {"blocks", "layers", "stages"}  # a repeated item that holds such a list is a stage of blocks, not a block
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -41,7 +41,7 @@ _BARE_TOP = re.compile(r"proj|scale|bias|temperature")
 _TOWERS = {"text": "text", "vision": "image", "visual": "image", "image": "image", "audio": "audio", "speech": "audio",
            "query": "query", "question": "query", "passage": "passage", "context": "passage", "ctx": "passage"}
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-024
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-026
 def _unwrap(module: nn.Module) -> nn.Module:
     "The model inside DistributedDataParallel, torch.compile and their like."
     while len(module._modules) == 1 and not module._parameters and next(iter(module._modules)) in _WRAPPERS:
@@ -61,7 +61,7 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
         return found
     return sorted(found, key=lambda pair: 0 if _is_bottom(*pair) else 2 if _TOP.search(pair[0]) else 1)
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-025
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-027
 def _stacked(module: nn.Module) -> bool:
     "Does the module hold a stack, a chain of items of one class with several matrices each: the repeated blocks of a deep network?"
     return any(map(_is_stack, module.modules()))
@@ -89,7 +89,7 @@ def _opens(module: nn.Module, name: str, item: bool, repeated: bool) -> bool:
     plain = not (type(module).__module__.startswith("torch.nn") or _is_bottom(name, module) or _ATTENTION.search(name))
     return stacked or (plain and not item and not repeated)
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-029
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-031
 def _walk(module: nn.Module, path: str, seen: set[int], item: bool = False, repeated: bool = False) -> list:
     "The layers of a module bottom to top: a list of layers and, where towers stand side by side, lists of towers."
     name = path.rpartition(".")[2]
@@ -127,7 +127,7 @@ def _walk(module: nn.Module, path: str, seen: set[int], item: bool = False, repe
     row = [list(filter(None, map(_settle, towers.values()))) if node is towers else node for node in row]
     return row + [x for key, p in bare.items() if not _BARE_BOTTOM.search(key) for x in layer(prefix + key, [p], joins=True)]
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-031
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-033
 def _settle(row: list) -> list:
     "Vectors make no layer: norms and lone biases join the layer below them, or the one above where there is none."
     out: list = []
@@ -149,7 +149,7 @@ def _settle(row: list) -> list:
 def _end(row: list, i: int) -> dict[str, Any]:
     return _end(row[i][i], i) if isinstance(row[i], list) else row[i]
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-034
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-036
 def _height(node: Any) -> int:
     return max(sum(map(_height, tower)) for tower in node) if isinstance(node, list) else 1
 
@@ -166,7 +166,7 @@ def _place(row: list, below: int = 0, above: int = 0) -> Iterator[dict[str, Any]
             depth = under / (under + over) if under + over else 0.5
             yield {"params": node["params"], "name": node["name"], "depth": depth, "above": over}
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-035
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-037
 def layer_groups(
     model: nn.Module,  # any model
 ) -> list[dict[str, Any]]:  # bottom to top: {"params", "name", "depth" in [0, 1], "above": number of layers above it}
@@ -182,7 +182,7 @@ def layer_groups(
         raise ValueError("The model has no trainable parameter: set requires_grad on those that should learn.")
     return groups
 
-# %% ../nbs/04_layerwise.ipynb #04_layerwise-067
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-069
 class LARS(Optimizer):
     "SGD whose steps have a fixed length relative to the tensor they change (You, Gitman and Ginsburg 2017, arXiv 1708.03888)."
 

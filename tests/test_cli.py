@@ -41,7 +41,8 @@ def experiment(root: Path, name: str, code: str, parameters: str = "out = '_out'
 
 @pytest.mark.parametrize("whom", ["everybody", "the parent only"])
 def test_kill_9_in_the_middle_and_again(root, whom):
-    words = ["train", "--task", "synthetic-released", "--profile", "smoke", "--seeds", "0-4", "--strategy", "Fixed SGD", "AdamW", "DALS", "SAM"]
+    words = ["train", "--task", "synthetic-released", "--profile", "smoke", "--seeds", "0-4",
+             "--strategy", "Fixed SGD", "AdamW", "DALS", "SAM"]
     first = subprocess.Popen([*DALS, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     until = time.monotonic() + 180
     while len(records(root)) < 5:
@@ -90,7 +91,8 @@ def test_bad_input_costs_one_sentence_and_nothing_else(root, capsys, words, says
 def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_runs(root, capsys):
     experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'; steps = 10")
     for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp', did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
-                        (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"), (["--out", "settings.ini"], "cannot write")):
+                        (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"),
+                        (["--out", "settings.ini"], "cannot write")):
         assert main(["report", "--only", "figure4", *words]) == 2
         assert says in capsys.readouterr().err
     assert not list(root.rglob("ran")) and not (root / "_reproduced").exists()
@@ -114,8 +116,8 @@ def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
 
 
 def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
-    experiment(root, "table2_benchmark.ipynb", "from dals.results import Store\nassert {run.origin for run in Store(published, local).runs()} == {'local'}",
-               "out = '_out'; published = local = ''")
+    experiment(root, "table2_benchmark.ipynb", "from dals.results import Store\n"
+               "assert {run.origin for run in Store(published, local).runs()} == {'local'}", "out = '_out'; published = local = ''")
     words = ["reproduce", "--only", "table2", "--profile", "smoke", "--seeds", "1"]
     assert main(words) == 0
     assert "18 of 18 runs to do" in capsys.readouterr().out
@@ -176,8 +178,8 @@ def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypat
 
 
 def test_starting_is_light():
-    program = ("import sys, dals.cli; dals.cli.parser(); heavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', 'datasets', 'nbdev', "
-               "'fastcore', 'IPython', 'dals.report'} & set(sys.modules); assert not heavy, heavy")
+    program = ("import sys, dals.cli; dals.cli.parser()\nheavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', "
+               "'datasets', 'nbdev', 'fastcore', 'IPython', 'dals.report'} & set(sys.modules)\nassert not heavy, heavy")
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dals.tasks
 from dals.layerwise import layer_groups
-from dals.tasks import (TASKS, TREC_CLASSES, TREC_FILES, Split, Unavailable, available, bucketed, get_task, loader_permutation, trec_questions,
-                        validation)
+from dals.tasks import (TASKS, TREC_CLASSES, TREC_FILES, Split, Unavailable, available, bucketed, get_task, loader_permutation,
+                        trec_questions, validation)
 from dals.training import fit
 
 STAND_IN = "trec6+minilm-l6"
