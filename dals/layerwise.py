@@ -73,9 +73,9 @@ def _is_stack(module: nn.Module) -> bool:
     return several and len(set(map(type, items))) == 1 and not isinstance(items[0], _CHAINS)
 
 def _strange(module: nn.Module) -> list[str]:
-    "The parameters that the module holds itself and whose names do not say where they belong."
+    "The trainable parameters that the module holds itself and whose names do not say where they belong."
     return [name for name, p in module._parameters.items()
-            if p is not None and not _BARE_BOTTOM.search(name) and not _BARE_TOP.search(name)]
+            if p is not None and p.requires_grad and not _BARE_BOTTOM.search(name) and not _BARE_TOP.search(name)]
 
 def _opens(module: nn.Module, name: str, item: bool, repeated: bool) -> bool:
     "Is the module a row of layers (True) or one layer (False)? `item`: of a chain; `repeated`: it has siblings of its class."

@@ -474,25 +474,25 @@ _STYLE = """
 .dals .scroll { overflow-x: auto; border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
 .dals .scroll:focus-visible { outline: 2px solid #4a6f9c; outline-offset: 3px; }
 .dals table { border-collapse: separate; border-spacing: 0; width: 100%; margin: 0; border: 0;
-  font: 13px/1.45 var(--sans); font-variant-numeric: tabular-nums; color: var(--ink); }
-.dals caption { caption-side: top; text-align: left; color: var(--soft); padding: 12px 0 10px; }
+  font: 12.5px/1.45 var(--sans); font-variant-numeric: tabular-nums; color: var(--ink); }
+.dals caption { caption-side: top; font-size: 13px; text-align: left; color: var(--soft); padding: 12px 0 10px; }
 .dals caption > div { position: sticky; left: 0; width: min(92ch, calc(100vw - 40px)); }
 .dals tr { background: #fff; }
-.dals th, .dals td { text-align: left; vertical-align: top; padding: 7px 10px 8px; border: 0 solid var(--line); border-bottom-width: 1px;
+.dals th, .dals td { text-align: left; vertical-align: top; padding: 7px 7px 8px; border: 0 solid var(--line); border-bottom-width: 1px;
   white-space: nowrap; }
 .dals th, .dals .plain td { white-space: normal; }
 .dals thead th { vertical-align: bottom; font-weight: 600; border-bottom-color: var(--faint); }
-.dals thead th[colspan] { border-bottom: 0; padding: 10px 8px 2px 16px; vertical-align: top; }
-.dals thead th code { display: block; font-weight: 400; font-size: 11px; color: var(--soft); margin-top: 2px; }
+.dals thead th[colspan] { border-bottom: 0; padding: 10px 7px 2px 11px; vertical-align: top; }
+.dals thead th code { display: block; font-weight: 400; font-size: 10px; color: var(--soft); margin-top: 2px; }
 .dals thead code span { white-space: nowrap; }
 .dals thead tr + tr th { font-weight: 400; color: var(--soft); padding-top: 2px; padding-bottom: 6px; }
 .dals tbody + tbody > tr:first-child > * { border-top: 1px solid var(--faint); }
 .dals tbody:last-child > tr:last-child > * { border-bottom: 0; }
-.dals small { display: block; font-size: 11.5px; line-height: 1.4; color: var(--soft); font-weight: 400; }
+.dals small { display: block; font-size: 11px; line-height: 1.4; color: var(--soft); font-weight: 400; }
 .dals small.s { display: inline-block; vertical-align: top; margin-left: 5px; padding-top: 2px; }
 .dals small.both { display: block; margin-left: 0; padding-top: 0; max-width: 112px; white-space: normal; }
 .dals th[scope=row], .dals thead tr:first-child th:first-child { position: sticky; left: 0; z-index: 1; background: #fff; font-weight: 600;
-  min-width: 120px; max-width: 190px; }
+  min-width: 112px; max-width: 190px; }
 .dals tbody th[class] { border-left: 5px solid; }
 .dals tbody th.g1 { border-left-color: #d9b65c; }
 .dals tbody th.g2 { border-left-color: #5fb0a0; }
@@ -500,7 +500,7 @@ _STYLE = """
 .dals tbody th.g4 { border-left-color: #9a559e; }
 .dals tbody th.g5 { border-left-color: #2f5d3a; }
 .dals tbody th.gSOTA { border-left-color: #7a1020; }
-.dals .paper { text-align: right; color: var(--soft); padding-left: 14px; padding-right: 2px; white-space: nowrap; width: 1%; }
+.dals .paper { text-align: right; color: var(--soft); padding-left: 8px; padding-right: 2px; white-space: nowrap; width: 1%; }
 .dals td b { font-weight: 650; }
 .dals .v { display: inline-block; font-size: 12px; font-weight: 600; white-space: nowrap; }
 .dals .v::before { content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 6px; border-radius: 50%;
@@ -532,7 +532,7 @@ _STYLE = """
 _PAGE_STYLE = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; font: 16px/1.6 "Charter", "Iowan Old Style", "Palatino Linotype", Georgia, "DejaVu Serif", serif; }
-main, .top, footer { max-width: 1264px; margin: 0 auto; padding: 0 32px; }
+main, .top, footer { max-width: 1280px; margin: 0 auto; padding: 0 22px; }
 .top { padding-top: 52px; }
 h1 { font-size: 34px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -.01em; font-weight: 600; }
 h2 { font-size: 23px; line-height: 1.3; margin: 0; font-weight: 600; letter-spacing: -.005em; }

@@ -512,7 +512,7 @@ def sweep(
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
     for key, error in swept.failed.items():

@@ -45,13 +45,13 @@ def test_kill_9_in_the_middle_and_again(root, whom):
              "--strategy", "Fixed SGD", "AdamW", "DALS", "SAM"]
     first = subprocess.Popen([*DALS, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     until = time.monotonic() + 180
-    while len(records(root)) < 5:
+    while len(records(root)) < 3:
         assert first.poll() is None and time.monotonic() < until, first.communicate()[0]
         time.sleep(0.02)
     (os.killpg if whom == "everybody" else os.kill)(first.pid, signal.SIGKILL)
     first.communicate(timeout=60) # returns when nobody holds the pipe any more: no worker is left
     before = records(root)
-    assert 5 <= len(before) < 20
+    assert 3 <= len(before) < 20
     for path in before: # whole: it can be read, and its history has both epochs
         assert len(json.loads(Path(path).read_text())["history"]) == 2
     second = subprocess.run([*DALS, *words], capture_output=True, text=True, timeout=300)
@@ -89,7 +89,7 @@ def test_bad_input_costs_one_sentence_and_nothing_else(root, capsys, words, says
 
 
 def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_runs(root, capsys):
-    experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'; steps = 10")
+    experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'\nsteps = 10")
     for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp', did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
                         (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"),
                         (["--out", "settings.ini"], "cannot write")):
@@ -100,8 +100,8 @@ def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_ru
 
 def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
     experiment(root, "table1_components.ipynb", "from dals.report import save_table\nassert rows == [1, 2]\n"
-               "save_table('<table><tr><td>kept</td></tr></table>', 'table1_components', out)", "out = '_out'; rows = None")
-    experiment(root, "figure4_stlr.ipynb", "raise ArithmeticError('the triangle\\nhas no corner')", "out = '_out'; rows = None")
+               "save_table('<table><tr><td>kept</td></tr></table>', 'table1_components', out)", "out = '_out'\nrows = None")
+    experiment(root, "figure4_stlr.ipynb", "raise ArithmeticError('the triangle\\nhas no corner')", "out = '_out'\nrows = None")
     assert main(["report", "--only", "table1", "figure4", "-p", "rows=[1, 2]", "--out", "_page"]) == 1
     out = capsys.readouterr().out
     assert "figure4: FAILED, ArithmeticError: the triangle" in out and "open _page/index.html" in out
@@ -117,7 +117,7 @@ def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
 
 def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
     experiment(root, "table2_benchmark.ipynb", "from dals.results import Store\n"
-               "assert {run.origin for run in Store(published, local).runs()} == {'local'}", "out = '_out'; published = local = ''")
+               "assert {run.origin for run in Store(published, local).runs()} == {'local'}", "out = '_out'\npublished = ''\nlocal = ''")
     words = ["reproduce", "--only", "table2", "--profile", "smoke", "--seeds", "1"]
     assert main(words) == 0
     assert "18 of 18 runs to do" in capsys.readouterr().out

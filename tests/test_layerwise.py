@@ -191,6 +191,9 @@ def test_bare_parameters():
     for name in ("mystery", "codebook"):
         with pytest.raises(ValueError, match=f"'{name}'.*submodule"):
             layer_groups(Bare(**{name: (2, 2)}))
+    constant = Bare(mystery=(2, 2))
+    constant.mystery.requires_grad_(False)
+    assert len(layer_groups(constant)) == 2  # what does not train needs no place
     with pytest.raises(ValueError, match=r"'part\.inner\.mystery'"):
         stage = Bare(mystery=(2, 2))
         stage.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16)])
