@@ -9,7 +9,6 @@ __all__ = ['CELL_SECONDS', 'FIRST_LOSS', 'BEST_POINTS', 'Refused', 'known', 'par
 
 # %% ../nbs/14_cli.ipynb #14_cli-002
 import argparse
-import difflib
 import json
 import os
 import random
@@ -42,12 +41,11 @@ def known(
     what: str, # what it should be: "experiment"
 ) -> str: # raises Refused
     "The name, if it is one; otherwise a refusal that lists the names and suggests the nearest."
-    folded = {other.casefold(): other for other in names}
-    if name in folded.values():
-        return name
-    near = difflib.get_close_matches(name.casefold(), folded, 1, 0.5)
-    hint = f", did you mean {folded[near[0]]!r}?" if near else "."
-    raise Refused(f"there is no {what} {name!r}{hint} Known: {', '.join(folded.values())}.")
+    from dals.strategies import lookup
+    try:
+        return lookup({other: other for other in names}, name, what)
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 def parse_seeds(

@@ -64,20 +64,20 @@ def verdict(
 RULE3 = (
     "The rule. Equal: the median over our seeds is the paper's number. Within our range: the paper's number lies between our lowest "
     "and our highest seed. Differs: it lies outside. Not run: there is no record. A level that a seed never reached counts as "
-    "infinitely late. Times depend on the machine, so they are shown as multiples of the time that SGDR took with the same seed on "
-    "the same device, and compared to one decimal.")
+    "infinitely late. Times depend on the machine and on what else it was doing, so they are shown as multiples of the time that "
+    "SGDR took with the same seed on the same device, and not judged.")
 
 
 def verdict_epochs(
-    paper: float,           # the paper's epoch, or its time as a multiple of SGDR's
+    paper: float,           # the paper's epoch
     ours: Sequence[float],  # one per seed; infinite where the level was never reached
 ) -> str:                   # "equal", "within our range", "differs" or "not run"
     "Say whether the paper's number is the median of ours, or at least lies between our extremes."
     if not ours:
         return "not run"
-    if round(statistics.median(ours), 1) == round(paper, 1):
+    if statistics.median(ours) == paper:
         return "equal"
-    return "within our range" if round(min(ours), 1) <= round(paper, 1) <= round(max(ours), 1) else "differs"
+    return "within our range" if min(ours) <= paper <= max(ours) else "differs"
 
 # %% ../nbs/13_report.ipynb #13_report-019
 PROFILES: dict[str, tuple[str, ...]] = {"paper": ("paper", "cpu"), "cpu": ("cpu",), "smoke": ("smoke",)}  # asked for -> shown, best first
@@ -416,7 +416,8 @@ def table3(
             else:
                 paper, ours = published[what], [float(run.epochs_to[what] or "inf") for run in mine]
             cells[strategy, what] = Pace(
-                strategy, what, paper, tuple(ours), verdict_epochs(paper, ours), origin_text([_origin(run) for run in mine]),
+                strategy, what, paper, tuple(ours), "not judged" if what == "time" and ours else verdict_epochs(paper, ours),
+                origin_text([_origin(run) for run in mine]),
                 tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in mine)))
     return Convergence(cells, budget_note(chosen), tuple(legend.values()), protocol)
 
@@ -459,8 +460,8 @@ def table3_about(
     table: Convergence,
 ) -> dict[str, Any]:  # for `save_table`
     "What the index says about table 3."
-    cells = table.cells.values()
-    return {"columns": {"Epochs and times": {"note": table.note, "verdicts": dict(Counter(cell.verdict for cell in cells)),
+    cells = [cell for cell in table.cells.values() if cell.what != "time"]
+    return {"columns": {"Epochs": {"note": table.note, "verdicts": dict(Counter(cell.verdict for cell in cells)),
                                         "sources": dict(Counter(cell.source for cell in cells))}}, "legend": list(table.legend)}
 
 # %% ../nbs/13_report.ipynb #13_report-039
@@ -510,8 +511,8 @@ _STYLE = """
 .dals .within-noise, .dals .within-our-range { color: #835400; }
 .dals .within-noise::before, .dals .within-our-range::before { background: linear-gradient(90deg, currentColor 50%, transparent 50%); }
 .dals .differs { color: #b3261e; }
-.dals .not-run { color: #70767c; font-weight: 400; }
-.dals .not-run::before { border: 0; border-radius: 0; height: 2px; background: currentColor; vertical-align: 3px; }
+.dals .not-run, .dals .not-judged { color: #70767c; font-weight: 400; }
+.dals .not-run::before, .dals .not-judged::before { border: 0; border-radius: 0; height: 2px; background: currentColor; vertical-align: 3px; }
 .dals sup { font-size: 10px; line-height: 0; }
 .dals .rule, .dals .sources { font: 12.5px/1.55 var(--sans); color: var(--soft); max-width: 118ch; margin: 10px 0 0; }
 .dals .sources { list-style: none; padding: 0; }

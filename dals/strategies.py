@@ -5,7 +5,7 @@
 # %% ../nbs/07_strategies.ipynb #07_strategies-003
 from __future__ import annotations
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .joint import SAM, Grokfast, Lion, Lookahead, stlr
 from .optimizer import DALS, DALSAcc, DALSFast
 
 # %% auto #0
-__all__ = ['Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Strategy', 'get_strategy',
+__all__ = ['Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Strategy', 'lookup', 'get_strategy',
            'strategy']
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-008
@@ -44,14 +44,15 @@ class Strategy:
     gradients: int = 1 # gradient evaluations per step
     needs_loss: bool = False # whether the optimizer reads the loss that the closure returns
 
-    def settings(self, regime: str, *, protocol: str = "paper", task: str | None = None, multiplier: float = 1.0, **overrides: Any) -> dict[str, Any]:
+    def settings(self, regime: str, *, protocol: str = "paper", task: str | None = None, multiplier: float = 1.0,
+                 **overrides: Any) -> dict[str, Any]:
         "The hyperparameters that `build` would use; raises `ValueError` for an unknown regime, protocol or hyperparameter"
-        table = _lookup(HYPERPARAMETERS, protocol, "protocol")
-        values = {**_lookup(table, regime, "regime")[self.name], **table.get(task or "", {}).get(self.name, {})}
+        table = lookup(HYPERPARAMETERS, protocol, "protocol")
+        values = {**lookup(table, regime, "regime")[self.name], **table.get(task or "", {}).get(self.name, {})}
         values = {k: v * multiplier if k in RATES else v for k, v in values.items()}
         known = {key: None for rows in table.values() for key in rows.get(self.name, {})}
         for key in overrides:
-            _lookup(known, key, f"hyperparameter of {self.name}")
+            lookup(known, key, f"hyperparameter of {self.name}")
         return {**values, **overrides}
 
     def build(self, model: nn.Module, *, total_steps: int, steps_per_epoch: int, regime: str, protocol: str = "paper",
@@ -69,18 +70,24 @@ STRATEGIES: dict[str, Strategy] = {}
 COMPOSITIONS: dict[str, dict[str, Composition]] = {"paper": {}}
 
 
-def _lookup(table: dict[str, Any], key: str, what: str) -> Any:
-    if key in table: return table[key]
-    near = difflib.get_close_matches(str(key), table, 1, 0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"There is no {what} {key!r}.{hint} Known: {', '.join(table)}.")
+def lookup(
+    table: Mapping[str, Any], # what there is
+    name: str, # what was asked for
+    what: str, # what it should be, such as "strategy"
+) -> Any: # raises `ValueError` that lists the names and suggests the nearest
+    "`table[name]`, or a sentence that says what there is instead"
+    if name in table: return table[name]
+    folded = {key.casefold(): key for key in table}
+    near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.4)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    raise ValueError(f"There is no {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
 def get_strategy(
     name: str, # as table 2 prints it
 ) -> Strategy: # raises `ValueError` with the known names for any other
     "The strategy of that name"
-    return _lookup(STRATEGIES, name, "strategy")
+    return lookup(STRATEGIES, name, "strategy")
 
 
 def strategy(name: str, generation: str, family: str, paper: str, **facts: Any) -> Callable[[Composition], Composition]:
@@ -116,22 +123,20 @@ _SCRATCH: dict[str, dict[str, Any]] = {
     "DALS-Acc": dict(_DALS, lr=0.03, warmup=0.0, weight_decay=5e-4, alpha=0.7, restart_epochs=10, restart_mult=2),
 }
 
-_FINETUNE_LR = {"Adam": 5e-5, "SGD": 1e-3}
+_RATE = {"SGD": 1e-3, "Adam": 5e-5}
 _FINETUNE: dict[str, dict[str, Any]] = {
-    **{name: {**values, "lr": _FINETUNE_LR["SGD" if "momentum" in values else "Adam"], "warmup": 0.1} for name, values in _SCRATCH.items()},
-    "STLR+Discriminative": dict(_SCRATCH["STLR+Discriminative"], lr=1e-3), # its rising part is its warmup
-}
-for _name, _values in {
-    "SGDR": dict(restart_epochs=1), "DALS-Acc": dict(restart_epochs=1),
-    "AdaBound": dict(final_lr=1e-3), "Lion": dict(lr=1e-5),
-}.items():
-    _FINETUNE[_name].update(_values)
+    name: {**values, "lr": _RATE["SGD" if "momentum" in values else "Adam"], "warmup": 0.1} for name, values in _SCRATCH.items()}
+del _FINETUNE["STLR+Discriminative"]["warmup"] # its rising part is its warmup
+_FINETUNE["SGDR"]["restart_epochs"] = _FINETUNE["DALS-Acc"]["restart_epochs"] = 1
+_FINETUNE["AdaBound"]["final_lr"] = 1e-3
+_FINETUNE["Lion"]["lr"] = 1e-5
 
 HYPERPARAMETERS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {"paper": {"scratch": _SCRATCH, "finetune": _FINETUNE}}
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-014
 @strategy("Fixed SGD", "1", "SGD", "Robbins & Monro 1951; Rumelhart et al. 1986")
-def fixed_sgd(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+def fixed_sgd(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float,
+              warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
     return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(constant, warmup)
 
 @strategy("Cosine Decay SGD", "2", "SGD", "Loshchilov & Hutter 2017, arXiv 1608.03983")
@@ -224,4 +229,5 @@ def dals_fast(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weigh
 def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, restart_mult: int, momentum: float, weight_decay: float,
              warmup: float, alpha: float, trust: float) -> tuple[Optimizer, Schedule]:
     return DALSAcc(layer_groups(model), lr, restart_steps=round(restart_epochs * plan.steps_per_epoch), restart_mult=restart_mult,
-                   total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup, alpha=alpha, trust=trust), constant
+                   total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
+                   warmup=warmup, alpha=alpha, trust=trust), constant

@@ -5,7 +5,6 @@
 # %% ../nbs/09_tasks.ipynb #09_tasks-003
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import os
@@ -20,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .strategies import lookup
+
 # %% auto #0
 __all__ = ['TASKS', 'TREC_CLASSES', 'TREC_FILES', 'Questions', 'DISTILBERT', 'Split', 'Data', 'fingerprint', 'Budget', 'spread',
-           'shuffled', 'call', 'Task', 'known', 'get_task', 'Unavailable', 'available', 'mlp', 'read_synthetic',
-           'sum_rule', 'product_rule', 'read_synthetic_released', 'loader_permutation', 'loader_shuffled',
-           'checked_file', 'trec_questions', 'hub_answers', 'trec_from_hub', 'tokenized', 'bucketed', 'read_trec',
-           'minilm_folder', 'pretrained', 'MeanPoolClassifier', 'minilm_tokenizer', 'minilm', 'from_hub',
-           'stock_logits', 'validation']
+           'shuffled', 'call', 'Task', 'get_task', 'Unavailable', 'available', 'mlp', 'read_synthetic', 'sum_rule',
+           'product_rule', 'read_synthetic_released', 'loader_permutation', 'loader_shuffled', 'checked_file',
+           'trec_questions', 'hub_answers', 'trec_from_hub', 'tokenized', 'bucketed', 'read_trec', 'minilm_folder',
+           'pretrained', 'MeanPoolClassifier', 'minilm_tokenizer', 'minilm', 'from_hub', 'stock_logits', 'validation']
 
 # %% ../nbs/09_tasks.ipynb #09_tasks-008
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Task:
 
     def budget(self, profile: str) -> Budget: # raises `ValueError` that names the profiles
         "What a run may spend under `profile`"
-        return known(self.profiles, profile, "profile")
+        return lookup(self.profiles, profile, "profile")
 
     def load(self, profile: str = "paper") -> Data: # raises `Unavailable` with one sentence where something is missing
         "The data, cut to the budget of `profile`; leaves the global generator alone"
@@ -141,22 +141,9 @@ class Task:
 TASKS: dict[str, Task] = {}
 
 
-def known(
-    table: dict[str, Any], # by name
-    name: str, # what was asked for
-    what: str, # what kind of thing it is, for the message
-) -> Any: # raises `ValueError` that names what there is
-    "An entry of a table, or a sentence that lists the entries"
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), table, 1, 0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"There is no {what} {name!r}.{hint} Known: {', '.join(table)}.")
-
-
 def get_task(name: str) -> Task: # raises `ValueError` that names the tasks
     "The task of that name"
-    return known(TASKS, name, "task")
+    return lookup(TASKS, name, "task")
 
 # %% ../nbs/09_tasks.ipynb #09_tasks-019
 class Unavailable(RuntimeError):

@@ -63,8 +63,8 @@ def test_kill_9_in_the_middle_and_again(root, whom):
 
 
 @pytest.mark.parametrize("words, says", [
-    ("train --task sintetic", "did you mean 'synthetic'? Known: synthetic, synthetic-released, trec6"),
-    ("train --task synthetic --strategy dals", "did you mean 'DALS'? Known: Fixed SGD"),
+    ("train --task sintetic", "Did you mean 'synthetic'? Known: synthetic, synthetic-released, trec6"),
+    ("train --task synthetic --strategy dals", "Did you mean 'DALS'? Known: Fixed SGD"),
     ("train --task synthetic --profile papr", "no profile 'papr'. Did you mean 'paper'?"),
     ("train --task synthetic --protocol text", "no protocol 'text'"),
     ("train --task synthetic --seeds 3-1", "'3-1' is no seed"),
@@ -90,7 +90,7 @@ def test_bad_input_costs_one_sentence_and_nothing_else(root, capsys, words, says
 
 def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_runs(root, capsys):
     experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'\nsteps = 10")
-    for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp', did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
+    for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp'. Did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
                         (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"),
                         (["--out", "settings.ini"], "cannot write")):
         assert main(["report", "--only", "figure4", *words]) == 2

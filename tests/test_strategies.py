@@ -47,7 +47,8 @@ def test_every_strategy_obeys_the_one_sentence(name, regime):
     x = torch.randn(256, 6)
     y = (x[:, 0] > 0).long()
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
-    optimizer, scheduler = STRATEGIES[name].build(model, total_steps=400, steps_per_epoch=20, regime=regime, multiplier=30 if regime == "finetune" else 3)
+    multiplier = 30 if regime == "finetune" else 3
+    optimizer, scheduler = STRATEGIES[name].build(model, total_steps=400, steps_per_epoch=20, regime=regime, multiplier=multiplier)
     calls = 0
 
     def closure():

@@ -19,7 +19,8 @@ def render() -> str:
         shown.append(cell)
     notebook.cells = shown
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    text = re.sub(r"\]\((?!\w+:|#)", "](nbs/", text.replace("```python\n\n```\n", "")).replace("](nbs/../", "](") # links start at the root here
+    text = text.replace("```python\n\n```\n", "")
+    text = re.sub(r"\]\((?!\w+:|#)", "](nbs/", text).replace("](nbs/../", "](")  # links start at the root here
     lines = [line.rstrip() for line in text.strip().splitlines()]
     kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
     return "\n".join(["<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->", *kept]) + "\n"
