@@ -14,12 +14,12 @@ def render() -> str:
     shown = []
     for cell in notebook.cells:
         if "#| hide" in cell.source: continue
-        if "#| echo: false" in cell.source: cell.source = ""
+        if "#| echo: false" in cell.source: cell.metadata["transient"] = {"remove_source": True}
         cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
         shown.append(cell)
     notebook.cells = shown
+    notebook.metadata["language_info"] = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    text = text.replace("```python\n\n```\n", "")
     text = re.sub(r"\]\((?!\w+:|#)", "](nbs/", text).replace("](nbs/../", "](")  # links start at the root here
     lines = [line.rstrip() for line in text.strip().splitlines()]
     kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
