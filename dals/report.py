@@ -512,7 +512,8 @@ _STYLE = """
 .dals .within-noise::before, .dals .within-our-range::before { background: linear-gradient(90deg, currentColor 50%, transparent 50%); }
 .dals .differs { color: #b3261e; }
 .dals .not-run, .dals .not-judged { color: #70767c; font-weight: 400; }
-.dals .not-run::before, .dals .not-judged::before { border: 0; border-radius: 0; height: 2px; background: currentColor; vertical-align: 3px; }
+.dals .not-run::before, .dals .not-judged::before { border: 0; border-radius: 0; height: 2px; background: currentColor;
+  vertical-align: 3px; }
 .dals sup { font-size: 10px; line-height: 0; }
 .dals .rule, .dals .sources { font: 12.5px/1.55 var(--sans); color: var(--soft); max-width: 118ch; margin: 10px 0 0; }
 .dals .sources { list-style: none; padding: 0; }

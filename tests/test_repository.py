@@ -44,9 +44,10 @@ def test_notebooks_are_clean(copy):
 
 
 def test_library_is_what_the_notebooks_export(copy):
-    before = texts(copy / "dals", "*.py")
+    def library(): return {**texts(copy / "dals", "*.py"), **texts(copy, "*.toml"), **texts(copy, "*.ini")}
+    before = library()
     run(BIN / "nbdev_export", cwd=copy)
-    assert changed(before, texts(copy / "dals", "*.py")) == []
+    assert changed(before, library()) == []
 
 
 def test_readme_is_what_the_index_renders_to():
