@@ -7,7 +7,7 @@ export OMP_NUM_THREADS = 1
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv/bin/python -m pip install --progress-bar off --editable '.[dev]'
 	touch $@
 
 .PHONY: reproduce test readme docs clean
@@ -21,7 +21,7 @@ readme: .venv/installed  ## render README.md from nbs/index.ipynb
 	.venv/bin/python tools/readme.py
 
 docs: .venv/installed  ## the documentation site (needs Quarto)
-	.venv/bin/nbdev_docs
+	.venv/bin/nbdev_docs && .venv/bin/python tools/readme.py
 
 clean:
 	rm -rf .venv _reproduced build dist *.egg-info

@@ -407,7 +407,7 @@ def verify(args: argparse.Namespace) -> int:
             print(f"[{number}/{len(picked)}] {record.task} {record.strategy}, seed {record.seed}: {text}" + ("" if agrees else "; TOO FAR"))
     finally:
         torch.set_num_threads(threads)
-    print(f"{len(picked) - wrong} agree, {wrong} do not. Demanded: the last bit on the machine that made a record; elsewhere the first "
+    print(f"{len(picked) - wrong} agree, {wrong} do not. Demanded: the last bit for a local record on the device that made it; otherwise the first "
           f"loss to {FIRST_LOSS:.0%} and the best accuracy to {BEST_POINTS:g} points or three standard errors of the test set")
     return 1 if wrong else 0
 
@@ -484,6 +484,9 @@ def main(
         print("dals: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("dals"):
+            print(f"dals: this command needs the package {error.name}: pip install '.[all]' brings it", file=sys.stderr)
+            return 2
         from dals.results import Conflict, NewerRecord
         if not isinstance(error, (Conflict, NewerRecord)):
             raise

@@ -5,3 +5,11 @@ from pathlib import Path
 beside = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 if "DALS_DATA_DIR" not in os.environ and beside.is_dir():
     os.environ["DALS_DATA_DIR"] = str(beside)
+
+
+def pytest_unconfigure(config):
+    "The last line counts what passed and what failed, also where nothing did"
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not hasattr(config, "workerinput"):
+        count = {word: len(reporter.stats.get(word, [])) for word in ("passed", "failed", "error", "skipped")}
+        print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped")

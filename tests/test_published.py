@@ -23,13 +23,12 @@ def test_table_3_is_about_strategies_of_table_2_and_never_runs_backwards():
         assert epochs == sorted(epochs) and epochs[0] >= 1 and row["seconds"] > 0
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name in TASKS])
 def test_a_column_agrees_with_its_task(name):
     column = COLUMNS[name]
     assert column.published in TABLE2["DALS"]
-    if name in TASKS:
-        assert TASKS[name].profiles["paper"].test_examples >= column.test_size
-        assert TASKS[name].regime == column.regime
+    assert TASKS[name].profiles["paper"].test_examples == column.test_size
+    assert TASKS[name].regime == column.regime
 
 
 def test_nine_claims():

@@ -21,7 +21,7 @@ def test_every_record_has_the_settings_that_the_code_has_today():
         assert {**run.config, **asked} == run.config, (run.task, run.strategy, run.seed)
 
 
-def test_every_record_is_a_whole_run_of_a_clean_commit():
+def test_every_record_of_a_table_is_a_whole_run_of_a_clean_commit():
     for run in RUNS:
         assert run.diverged or len(run.history) == run.config["epochs"]
         assert run.best_accuracy == max(row["test_accuracy"] for row in run.history)
