@@ -407,8 +407,8 @@ def verify(args: argparse.Namespace) -> int:
             print(f"[{number}/{len(picked)}] {record.task} {record.strategy}, seed {record.seed}: {text}" + ("" if agrees else "; TOO FAR"))
     finally:
         torch.set_num_threads(threads)
-    print(f"{len(picked) - wrong} agree, {wrong} do not. Demanded: the last bit for a local record on the device that made it; otherwise the first "
-          f"loss to {FIRST_LOSS:.0%} and the best accuracy to {BEST_POINTS:g} points or three standard errors of the test set")
+    print(f"{len(picked) - wrong} agree, {wrong} do not. Demanded: the last bit for a local record on the device that made it; otherwise "
+          f"the first loss to {FIRST_LOSS:.0%} and the best accuracy to {BEST_POINTS:g} points or three standard errors of the test set")
     return 1 if wrong else 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-022
