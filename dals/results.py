@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -411,9 +412,23 @@ def _start_worker(lifeline: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def _noted_interrupts() -> Iterator[Callable[[], bool]]:
+    "Ctrl-C is noted, and asked for where stopping is safe: raised inside a pool's own code, it could leave a lock taken for ever."
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread(): # only the main thread hears it
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _drain(
     todo: Sequence[dict[str, Any]], store: Store, jobs: int, only_local: bool,
-    run: Callable[[Mapping[str, Any]], Run], note: Callable[[Key, dict[str, Any]], None],
+    run: Callable[[Mapping[str, Any]], Run], note: Callable[[Key, dict[str, Any]], None], stopping: Callable[[], bool],
 ) -> list[dict[str, Any]]:
     "Run configs in pools of `jobs` processes; return those that were at work when a worker was killed."
     queue, suspects = list(reversed(todo)), []
@@ -431,13 +446,15 @@ def _drain(
                         queue.pop()
                     except BrokenProcessPool:
                         broken = True
-                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                for future in wait(at_work, timeout=0.2, return_when=FIRST_COMPLETED).done:
                     config = at_work.pop(future)
                     try:
                         note(key_of(config), future.result())
                     except BrokenProcessPool:
                         broken = True
                         suspects.append(config)
+                if stopping():
+                    raise KeyboardInterrupt
         finally:
             our_end.close()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -500,12 +517,15 @@ def sweep(
     before = {name: os.environ.get(name) for name in single}
     os.environ.update(single) # a worker reads them when it is born
     try:
-        suspects = _drain(todo, store, jobs, only_local, run, note)
-        if suspects:
-            say(f"a worker was killed, perhaps for want of memory; what was at work ({len(suspects)}) is tried once more, each run alone")
-        for config in suspects:
-            if _drain([config], store, 1, only_local, run, note):
-                note(key_of(config), {"error": "RuntimeError: its worker was killed twice, the second time alone; is there enough memory?"})
+        with _noted_interrupts() as stopping:
+            suspects = _drain(todo, store, jobs, only_local, run, note, stopping)
+            if suspects:
+                say(f"a worker was killed, perhaps for want of memory; what was at work ({len(suspects)}) is tried once more, "
+                    "each run alone")
+            for config in suspects:
+                if _drain([config], store, 1, only_local, run, note, stopping):
+                    note(key_of(config), {"error": "RuntimeError: its worker was killed twice, the second time alone; "
+                                                   "is there enough memory?"})
     except KeyboardInterrupt:
         say(f"stopped: {len(swept.finished)} runs are stored, {total - len(swept.finished)} are left; the same call goes on from here")
         raise
