@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from dals.layerwise import layer_groups
 from dals.optimizer import DALS, DALSAcc, DALSFast
 from dals.strategies import STRATEGIES
+import dals.released  # registers the protocol
 from dals.training import fit
 
 __all__ = ["DALS", "DALSAcc", "DALSFast", "STRATEGIES", "fit", "layer_groups"]

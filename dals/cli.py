@@ -88,9 +88,8 @@ def plan(
     "The configs of tasks x strategies x seeds."
     from dals.results import settings
     from dals.strategies import STRATEGIES
-    from dals.tasks import TASKS
     from dals.training import find_device
-    configs = [{"task": known(task, TASKS, "task"), "strategy": known(strategy, STRATEGIES, "strategy"), "seed": seed,
+    configs = [{"task": task, "strategy": known(strategy, STRATEGIES, "strategy"), "seed": seed,
                 "protocol": protocol, "profile": profile, "device": device}
                for task in tasks for seed in seeds for strategy in strategies or STRATEGIES]
     try:

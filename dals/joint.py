@@ -133,12 +133,16 @@ class Lookahead(Wrapper):
         require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
         self.k, self.alpha, self.steps = k, alpha, 0
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the base; after every k-th step, move the slow weights and go on from them. Returns the base's loss."""
+    def start(self) -> None:
+        """Take the weights of today as slow weights, where there are none yet."""
         for p in self.parameters():
             if p not in self.state:
                 self.state[p]["slow"] = p.detach().clone()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step the base; after every k-th step, move the slow weights and go on from them. Returns the base's loss."""
+        self.start()
         loss = self.base.step(closure)
         self.steps += 1
         if self.steps % self.k == 0:
@@ -161,6 +165,12 @@ class SAM(Wrapper):
         require(rho >= 0, f"rho must be at least 0, not {rho}.")
         self.rho = rho
 
+    def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Move the weights, given with their gradients, to the steepest point within rho."""
+        norm = math.hypot(*(grad.norm() for _, grad in uphill))
+        for p, grad in uphill:
+            p.add_(grad, alpha=self.rho / (norm + 1e-12))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Two gradients: here, and at the steepest point nearby; come back, step with the second, return the first loss."""
@@ -169,10 +179,8 @@ class SAM(Wrapper):
         loss = evaluate(closure)
         uphill = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
         here = [(p, p.clone()) for p, _ in uphill]
-        norm = math.hypot(*(grad.norm() for _, grad in uphill))
         try:
-            for p, grad in uphill:
-                p.add_(grad, alpha=self.rho / (norm + 1e-12))
+            self.climb(uphill)
             evaluate(closure)
         finally:
             for p, weight in here:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['EPS', 'CACHE', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
+__all__ = ['CACHE', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
            'tensor_step', 'foreach_step', 'cache_sized', 'check_group', 'read_loss', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
@@ -52,16 +52,15 @@ def gradient_share(
     return 0.3 + 0.4 * depth
 
 # %% ../nbs/06_dals.ipynb #06_dals-037
-EPS = 1e-8  # keeps the trust ratio finite
-
 def trust_ratio(
     weight_norm: Tensor,  # norms of the parameter tensors, any shape
     update_norm: Tensor,  # norms of their filtered gradients, same shape
     trust: float = 0.02,  # gamma: length of the update that is wanted, as a fraction of the weights' length
     clip: tuple[float, float] = (0.2, 5.0),  # smallest and largest ratio
+    eps: float = 1e-8,  # keeps the ratio finite
 ) -> Tensor:  # factor of the rate, same shape; 1 where a norm is 0
     "DALS step 4: the ratio of LARS, within limits."
-    ratio = (trust * weight_norm / (update_norm + EPS)).clamp(*clip)
+    ratio = (trust * weight_norm / (update_norm + eps)).clamp(*clip)
     return ratio.masked_fill((weight_norm == 0) | (update_norm == 0), 1.0)
 
 # %% ../nbs/06_dals.ipynb #06_dals-046
@@ -84,12 +83,13 @@ def tensor_step(
     weight_decay: float,  # lambda
     trust: float,  # gamma
     trust_clip: tuple[float, float],  # smallest and largest trust ratio
+    eps: float = 1e-8,  # keeps the trust ratio finite
 ) -> None:
     "DALS steps 3 to 5 for one tensor."
     f.mul_(alpha).add_(g, alpha=1 - alpha)
     ghat = share * g + (1 - share) * f + weight_decay * p
     weight_norm, update_norm = (torch.linalg.vector_norm(x, dtype=norm_dtype(x.dtype)) for x in (p, ghat))
-    r = trust_ratio(weight_norm, update_norm, trust, trust_clip)
+    r = trust_ratio(weight_norm, update_norm, trust, trust_clip, eps)
     m.mul_(momentum).add_(ghat)
     p.sub_(rate * r * m)
 
@@ -107,6 +107,7 @@ def foreach_step(
     weight_decay: float,
     trust: float,
     trust_clip: tuple[float, float],
+    eps: float = 1e-8,
 ) -> None:
     "DALS steps 3 to 5 for many tensors at once."
     torch._foreach_lerp_(fs, gs, 1 - alpha)
@@ -114,7 +115,7 @@ def foreach_step(
     if weight_decay:
         torch._foreach_add_(ghats, ps, alpha=weight_decay)
     norms = torch.stack(torch._foreach_norm([*ps, *ghats], 2, norm_dtype(ps[0].dtype)))
-    rates = rate * trust_ratio(norms[:len(ps)], norms[len(ps):], trust, trust_clip)
+    rates = rate * trust_ratio(norms[:len(ps)], norms[len(ps):], trust, trust_clip, eps)
     torch._foreach_mul_(ms, momentum)
     torch._foreach_add_(ms, ghats)
     if rates.is_cpu:
@@ -150,7 +151,7 @@ def check_group(
     for name in RUN_OPTIONS:
         if name in group:
             raise ValueError(f"{name} belongs to the whole run, not to one parameter group: pass it to the optimizer.")
-    for name in ("lr", "momentum", "weight_decay", "alpha", "trust", "depth"):
+    for name in ("lr", "momentum", "weight_decay", "alpha", "trust", "eps", "depth"):
         value = group[name]
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a plain number, not a tensor: pass float({name}).")
@@ -199,6 +200,7 @@ class DALS(Optimizer):
         trust_clip: tuple[float, float] = (0.2, 5.0),  # smallest and largest trust ratio
         thresholds: tuple[float, float] | None = (0.01, 0.002),  # bounds of the phases; None: always phase 1, and no loss is needed
         filter_in_exploration: bool = True,  # False: phase 0 uses the raw gradient
+        eps: float = 1e-8,  # keeps the trust ratio finite
         foreach: bool | None = None,  # True: lists of tensors; False: the readable loop; None: lists, except for tensor subclasses
     ):
         self.total_steps, self.warmup, self.schedule, self.thresholds = total_steps, warmup, schedule, thresholds
@@ -210,7 +212,7 @@ class DALS(Optimizer):
             raise ValueError(f"thresholds must be (bound of phase 0, bound of phase 1), the larger first, got {thresholds}.")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "alpha": alpha, "trust": trust, "trust_clip": trust_clip,
-            "filter_in_exploration": filter_in_exploration, "depth": 0.5, "foreach": foreach})
+            "eps": eps, "filter_in_exploration": filter_in_exploration, "depth": 0.5, "foreach": foreach})
 
     def _build_curve(self) -> Schedule:
         "The built-in schedule as a function of progress."
@@ -233,6 +235,13 @@ class DALS(Optimizer):
         if self.schedule is None or self.total_steps is None:
             return 1.0
         return self._curve(min(step / self.total_steps, 1.0))
+
+    def memory(
+        self,
+        group: dict[str, Any],  # one of `param_groups`
+    ) -> float:  # alpha; 1 leaves the filter as it is
+        "The memory of the filter in this update."
+        return phase_alpha(group["alpha"], self.phase)
 
     def add_param_group(
         self,
@@ -329,8 +338,8 @@ class DALS(Optimizer):
         batches: dict[Any, tuple[dict[str, Any], tuple[list[Any], ...]]] = {}
         for group, *columns in tensors:
             share = gradient_share(group["depth"]) if self.phase or group["filter_in_exploration"] else 1.0
-            options = {"rate": group["lr"] * s, "alpha": phase_alpha(group["alpha"], self.phase), "trust_clip": tuple(group["trust_clip"]),
-                       **{name: group[name] for name in ("momentum", "weight_decay", "trust")}}
+            options = {"rate": group["lr"] * s, "alpha": self.memory(group), "trust_clip": tuple(group["trust_clip"]),
+                       **{name: group[name] for name in ("momentum", "weight_decay", "trust", "eps")}}
             alone = not all(type(p) in (Tensor, Parameter) for p in columns[0]) if group["foreach"] is None else not group["foreach"]
             key = tuple(options.values())
             for row in zip(*columns, strict=True):
@@ -398,7 +407,7 @@ class DALSAcc(DALS):
         weight_decay: float = 5e-4,
         warmup: float = 0.0,  # fraction of total_steps spent rising, before the first cycle
         alpha: float = 0.7,
-        **options: Any,  # trust, trust_clip, thresholds, filter_in_exploration, foreach
+        **options: Any,  # trust, trust_clip, thresholds, filter_in_exploration, eps, foreach
     ):
         if not restart_steps > 0:
             raise ValueError(f"restart_steps, the updates in the first cycle, must be positive, got {restart_steps}.")

@@ -177,7 +177,7 @@ def settings(
     "What a run of this config will have in its record's `config`, without running it."
     config = complete(config)
     task, strategy = get_task(config["task"]), get_strategy(config["strategy"])
-    budget, multiplier = task.budget(config["profile"]), task.multipliers[strategy.family]
+    budget, multiplier = task.budget(config["profile"], config["protocol"]), task.multipliers[strategy.family]
     hyperparameters = strategy.settings(task.regime, protocol=config["protocol"], task=task.base, multiplier=multiplier,
                                         **config["overrides"])
     return json.loads(json.dumps({"epochs": budget.epochs, "batch_size": budget.batch_size, "multiplier": multiplier,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -85,10 +85,15 @@ def floored(
 # %% ../nbs/02_schedule.ipynb #02_schedule-033
 def per_step(
     optimizer: Optimizer,  # each group's `lr` is its base rate
-    schedule: Schedule,  # progress in (0, 1] -> factor
+    schedule: Schedule | Sequence[Schedule],  # progress in (0, 1] -> factor; or one such function for each group
     total_steps: int,  # T, updates in the run
 ) -> LambdaLR:  # call its `step()` once after every update
-    "Give update k of T the rate base * schedule(k / T), in every group; ValueError if the run has no updates."
+    "Give update k of T the rate base * schedule(k / T), group by group; ValueError if the run has no updates or a group no schedule."
     if total_steps < 1:
         raise ValueError(f"per_step needs a run of at least one update, got total_steps={total_steps}.")
-    return LambdaLR(optimizer, lambda done: schedule(min(done + 1, total_steps) / total_steps))
+    schedules = [schedule] * len(optimizer.param_groups) if callable(schedule) else schedule
+
+    def factor(schedule: Schedule) -> Callable[[int], float]:
+        return lambda done: schedule(min(done + 1, total_steps) / total_steps)
+
+    return LambdaLR(optimizer, [factor(schedule) for schedule in schedules])

@@ -20,8 +20,8 @@ from .joint import SAM, Grokfast, Lion, Lookahead, stlr
 from .optimizer import DALS, DALSAcc, DALSFast
 
 # %% auto #0
-__all__ = ['Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Strategy', 'lookup', 'get_strategy',
-           'strategy']
+__all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Strategy', 'lookup',
+           'get_strategy', 'strategy']
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-008
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Plan:
     steps_per_epoch: int # updates in one epoch
 
 
-Composition = Callable[..., tuple[Optimizer, Schedule]]
+Built = tuple[Optimizer, Schedule | list[Schedule]] # one schedule for all groups, or one for each
+Composition = Callable[..., Built]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Strategy:
                  **overrides: Any) -> dict[str, Any]:
         "The hyperparameters that `build` would use; raises `ValueError` for an unknown regime, protocol or hyperparameter"
         table = lookup(HYPERPARAMETERS, protocol, "protocol")
-        values = {**lookup(table, regime, "regime")[self.name], **table.get(task or "", {}).get(self.name, {})}
+        rows = lookup(table, regime, "regime")
+        values = {**lookup(rows, self.name, f"strategy of protocol {protocol!r}"), **table.get(task or "", {}).get(self.name, {})}
         values = {k: v * multiplier if k in RATES else v for k, v in values.items()}
         known = {key: None for rows in table.values() for key in rows.get(self.name, {})}
         for key in overrides:
@@ -136,98 +138,98 @@ HYPERPARAMETERS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {"paper": {"s
 # %% ../nbs/07_strategies.ipynb #07_strategies-014
 @strategy("Fixed SGD", "1", "SGD", "Robbins & Monro 1951; Rumelhart et al. 1986")
 def fixed_sgd(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float,
-              warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+              warmup: float = 0.0) -> Built:
     return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(constant, warmup)
 
 @strategy("Cosine Decay SGD", "2", "SGD", "Loshchilov & Hutter 2017, arXiv 1608.03983")
 def cosine_sgd(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, momentum: float, weight_decay: float,
-               warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+               warmup: float = 0.0) -> Built:
     return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(floored(cosine, eta_min / lr), warmup)
 
 @strategy("SGDR", "2", "SGD", "Loshchilov & Hutter 2017, arXiv 1608.03983")
 def sgdr(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, restart_epochs: float, restart_mult: float, momentum: float,
-         weight_decay: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+         weight_decay: float, warmup: float = 0.0) -> Built:
     first = restart_epochs * plan.steps_per_epoch / (plan.total_steps * (1 - warmup)) # of the part that is left after the warmup
     schedule = floored(restarts(first, restart_mult), eta_min / lr)
     return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(schedule, warmup)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-016
 @strategy("Adam", "3", "Adam", "Kingma & Ba 2015, arXiv 1412.6980")
-def adam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+def adam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
     return Adam(model.parameters(), lr), warmed(constant, warmup)
 
 @strategy("AdamW", "3", "Adam", "Loshchilov & Hutter 2019, arXiv 1711.05101")
-def adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+def adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, warmup: float = 0.0) -> Built:
     return AdamW(model.parameters(), lr, weight_decay=weight_decay), warmed(constant, warmup)
 
 @strategy("AdaBound", "3", "Adam", "Luo et al. 2019, arXiv 1902.09843")
-def adabound(model: nn.Module, plan: Plan, *, lr: float, final_lr: float, gamma: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+def adabound(model: nn.Module, plan: Plan, *, lr: float, final_lr: float, gamma: float, warmup: float = 0.0) -> Built:
     return AdaBound(model.parameters(), lr, final_lr=final_lr, gamma=gamma), warmed(constant, warmup)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-018
 @strategy("LARS", "4", "SGD", "You et al. 2017, arXiv 1708.03888")
 def lars(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float, trust: float,
-         warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+         warmup: float = 0.0) -> Built:
     return LARS(model.parameters(), lr, momentum, weight_decay, trust), warmed(constant, warmup)
 
 @strategy("Discriminative LR", "4", "SGD", "Howard & Ruder 2018, arXiv 1801.06146")
 def discriminative_sgd(model: nn.Module, plan: Plan, *, lr: float, decay: float, momentum: float, weight_decay: float,
-                       warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+                       warmup: float = 0.0) -> Built:
     groups = discriminative(layer_groups(model), lr, decay)
     return SGD(groups, lr, momentum, weight_decay=weight_decay), warmed(constant, warmup)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-020
 @strategy("RAdam", "5", "Adam", "Liu et al. 2020, arXiv 1908.03265")
-def radam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+def radam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
     return RAdam(model.parameters(), lr), warmed(constant, warmup)
 
 @strategy("Lion", "5", "Adam", "Chen et al. 2023, arXiv 2302.06675")
 def lion(model: nn.Module, plan: Plan, *, lr: float, betas: tuple[float, float], weight_decay: float,
-         warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+         warmup: float = 0.0) -> Built:
     return Lion(model.parameters(), lr, betas, weight_decay), warmed(constant, warmup)
 
 @strategy("Lookahead+AdamW", "5", "Adam", "Zhang et al. 2019, arXiv 1907.08610")
 def lookahead_adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, k: int, alpha: float,
-                    warmup: float = 0.0) -> tuple[Optimizer, Schedule]:
+                    warmup: float = 0.0) -> Built:
     optimizer, schedule = adamw(model, plan, lr=lr, weight_decay=weight_decay, warmup=warmup)
     return Lookahead(optimizer, k, alpha), schedule
 
 @strategy("SAM", "5", "SGD", "Foret et al. 2021, arXiv 2010.01412", gradients=2)
-def sam(model: nn.Module, plan: Plan, *, rho: float, **settings: Any) -> tuple[Optimizer, Schedule]:
+def sam(model: nn.Module, plan: Plan, *, rho: float, **settings: Any) -> Built:
     optimizer, schedule = fixed_sgd(model, plan, **settings)
     return SAM(optimizer, rho), schedule
 
 @strategy("Grokfast", "5", "SGD", "Lee et al. 2024, arXiv 2405.20233")
-def grokfast(model: nn.Module, plan: Plan, *, alpha: float, lamb: float, **settings: Any) -> tuple[Optimizer, Schedule]:
+def grokfast(model: nn.Module, plan: Plan, *, alpha: float, lamb: float, **settings: Any) -> Built:
     optimizer, schedule = fixed_sgd(model, plan, **settings)
     return Grokfast(optimizer, alpha, lamb), schedule
 
 @strategy("STLR+Discriminative", "5", "SGD", "Howard & Ruder 2018, arXiv 1801.06146")
-def stlr_discriminative(model: nn.Module, plan: Plan, *, cut: float, ratio: float, **settings: Any) -> tuple[Optimizer, Schedule]:
+def stlr_discriminative(model: nn.Module, plan: Plan, *, cut: float, ratio: float, **settings: Any) -> Built:
     optimizer, _ = discriminative_sgd(model, plan, **settings)
     return optimizer, stlr(cut, ratio)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-023
 @strategy("SAM+Discriminative", "SOTA", "SGD", "Foret et al. 2021 with Howard & Ruder 2018", gradients=2)
-def sam_discriminative(model: nn.Module, plan: Plan, *, rho: float, **settings: Any) -> tuple[Optimizer, Schedule]:
+def sam_discriminative(model: nn.Module, plan: Plan, *, rho: float, **settings: Any) -> Built:
     optimizer, schedule = discriminative_sgd(model, plan, **settings)
     return SAM(optimizer, rho), schedule
 
 @strategy("DALS", "SOTA", "SGD", "Yao et al. 2026, arXiv 2604.27295", needs_loss=True)
 def dals(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float, warmup: float, alpha: float,
-         trust: float) -> tuple[Optimizer, Schedule]:
+         trust: float) -> Built:
     return DALS(layer_groups(model), lr, total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                 warmup=warmup, alpha=alpha, trust=trust), constant
 
 @strategy("DALS-Fast", "SOTA", "SGD", "Yao et al. 2026, arXiv 2604.27295", needs_loss=True)
 def dals_fast(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float, warmup: float, alpha: float,
-              trust: float) -> tuple[Optimizer, Schedule]:
+              trust: float) -> Built:
     return DALSFast(layer_groups(model), lr, total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                     warmup=warmup, alpha=alpha, trust=trust), constant
 
 @strategy("DALS-Acc", "SOTA", "SGD", "Yao et al. 2026, arXiv 2604.27295", needs_loss=True)
 def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, restart_mult: int, momentum: float, weight_decay: float,
-             warmup: float, alpha: float, trust: float) -> tuple[Optimizer, Schedule]:
+             warmup: float, alpha: float, trust: float) -> Built:
     return DALSAcc(layer_groups(model), lr, restart_steps=round(restart_epochs * plan.steps_per_epoch), restart_mult=restart_mult,
                    total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                    warmup=warmup, alpha=alpha, trust=trust), constant

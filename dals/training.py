@@ -191,7 +191,7 @@ def fit(
 ) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
     "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
     task = get_task(task) if isinstance(task, str) else task
-    chosen, budget, place, overrides = get_strategy(strategy), task.budget(profile), find_device(device), dict(overrides or {})
+    chosen, budget, place, overrides = get_strategy(strategy), task.budget(profile, protocol), find_device(device), dict(overrides or {})
     multiplier = task.multipliers[chosen.family]
     setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
     hyperparameters = chosen.settings(**setting, **overrides)
