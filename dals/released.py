@@ -23,10 +23,10 @@ from .optimizer import DALS, DALSAcc, DALSFast
 from .strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES, Built, Composition, Plan, lookup
 
 # %% auto #0
-__all__ = ['RELEASED', 'DEVIATIONS', 'TOLERANCE', 'CLASSES', 'WORDS', 'by_update', 'counted_restarts', 'stlr_by_epoch',
-           'child_groups', 'groups_of', 'LateDecay', 'GrowingEpsRAdam', 'OuterTrustLARS', 'AdaptiveSAM',
-           'LateLookahead', 'FromZero', 'StaleFast', 'FromZeroFast', 'FromZeroStaleFast', 'LongAcc', 'released',
-           'Deviation', 'ToyModel', 'toy_model', 'relative_error', 'Replayed', 'replay']
+__all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'TOLERANCE', 'CLASSES', 'WORDS', 'by_update', 'counted_restarts',
+           'stlr_by_epoch', 'child_groups', 'groups_of', 'LateDecay', 'GrowingEpsRAdam', 'OuterTrustLARS',
+           'AdaptiveSAM', 'LateLookahead', 'FromZero', 'StaleFast', 'FromZeroFast', 'FromZeroStaleFast', 'LongAcc',
+           'released', 'Deviation', 'ToyModel', 'toy_model', 'relative_error', 'Replayed', 'replay']
 
 # %% ../nbs/08_released.ipynb #08_released-008
 def by_update(
@@ -412,7 +412,16 @@ DEVIATIONS: dict[str, Deviation] = {
         "another memory in phase 0 and another bound of phase 2"),
 }
 
-# %% ../nbs/08_released.ipynb #08_released-077
+# %% ../nbs/08_released.ipynb #08_released-074
+VARIANTS: dict[str, Deviation] = {  # what an experiment may vary in the protocol `released`, by the name of the variant
+    **{f"undo {name}": deviation for name, deviation in DEVIATIONS.items()},
+    "undo all of STLR": Deviation(("STLR+Discriminative",), {"twice": False, "between_epochs": False, "by_child": False},
+        "rates divided once, moved with every update, over the layers of the text"),
+    "phases off": Deviation(("DALS", "DALS-Fast", "DALS-Acc"), {"thresholds": None},
+        "no phase detector: phase 1 throughout"),
+}
+
+# %% ../nbs/08_released.ipynb #08_released-080
 TOLERANCE = 1e-10  # largest relative error that a replayed run may have
 
 
@@ -446,7 +455,7 @@ def relative_error(
     error = (a - b).norm().item() / (b.norm().item() or 1.0)
     return error if math.isfinite(error) else math.inf
 
-# %% ../nbs/08_released.ipynb #08_released-079
+# %% ../nbs/08_released.ipynb #08_released-082
 CLASSES = {  # what the file calls an optimizer -> strategy
     "FixedLRSGD": "Fixed SGD", "CosineAnnealingSGD": "Cosine Decay SGD", "SGDRWithRestarts": "SGDR", "Adam": "Adam", "AdamW": "AdamW",
     "AdaBound": "AdaBound", "LARS": "LARS", "DiscriminativeLR": "Discriminative LR", "RAdam": "RAdam", "Lion": "Lion",
@@ -503,7 +512,7 @@ def _built(kind: str, model: nn.Module, hyper: Mapping[str, Any], steps: int, te
     optimizer, schedule = RELEASED[name](model, plan, **{**settings, **off})
     return optimizer, schedule, plan.total_steps
 
-# %% ../nbs/08_released.ipynb #08_released-081
+# %% ../nbs/08_released.ipynb #08_released-084
 def _walk(problem: Mapping[str, Any], run: Mapping[str, Any], text: bool = False) -> Iterator[tuple[str, float]]:
     "Replay one run; what was compared, and the error."
     flat = run.get("grouping", "flat").startswith("flat")
@@ -557,7 +566,7 @@ def _walk_sam(problem: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[tu
             for key, values in theirs.get(str(t + 1), {}).items():
                 yield what, relative_error(ours[key].detach(), values)
 
-# %% ../nbs/08_released.ipynb #08_released-083
+# %% ../nbs/08_released.ipynb #08_released-086
 def _replay_one(key: str, run: Mapping[str, Any], problem: Mapping[str, Any], sam: bool) -> Replayed:
     "One run of a file, whatever happens."
     result = Replayed(key, str(run.get("optimizer")))
