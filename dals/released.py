@@ -71,14 +71,14 @@ def stlr_by_epoch(
 def child_groups(
     model: nn.Module,  # any model
 ) -> list[dict[str, Any]]:  # bottom to top: {"params", "depth" in [0, 1]}
-    "One group per direct child, an encoder opened into its embeddings and pairs of blocks."
+    "One group per direct child; a child that holds a list of blocks is opened, into what lies beneath them and pairs of them."
     parts = [list(model.parameters(recurse=False))]
     for child in model.children():
-        if any(isinstance(module, nn.Embedding) for module in child.modules()):
-            bottom, *blocks = [group["params"] for group in layer_groups(child)]
-            parts += [bottom, *(sum(blocks[i:i + 2], []) for i in range(0, len(blocks), 2))]
-        else:
-            parts.append(list(child.parameters()))
+        stack = next((module for module in child.modules() if isinstance(module, nn.ModuleList)), nn.ModuleList())
+        blocks = [list(block.parameters()) for block in stack]
+        inside = {id(p) for block in blocks for p in block}
+        parts.append([p for p in child.parameters() if id(p) not in inside])
+        parts += [sum(blocks[i:i + 2], []) for i in range(0, len(blocks), 2)]
     parts = [part for part in ([p for p in part if p.requires_grad] for part in parts) if part]
     top = len(parts) - 1
     return [{"params": part, "depth": i / top if top else 0.5} for i, part in enumerate(parts)]
