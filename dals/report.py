@@ -447,8 +447,8 @@ def table2_about(
     for (task, protocol), runs in table.chosen.items():
         cells = [table.cells[strategy, task, protocol] for strategy in TABLE2]
         columns[f"{column_title(task)} · {PROTOCOLS[protocol]}"] = {
-            "protocol": protocol, "note": budget_note(runs), "verdicts": dict(Counter(cell.verdict for cell in cells)),
-            "sources": dict(Counter(cell.source for cell in cells))}
+            "title": column_title(task), "protocol": protocol, "note": budget_note(runs),
+            "verdicts": dict(Counter(cell.verdict for cell in cells)), "sources": dict(Counter(cell.source for cell in cells))}
     return {"columns": columns, "legend": list(table.legend)}
 
 # %% ../nbs/13_report.ipynb #13_report-035
@@ -847,14 +847,19 @@ _COUNTED = {"agrees": ("agrees", "equal"), "within noise": ("within noise",), "d
 _DOES = {"released": "which does what the code behind the paper did", "paper": "which does what the text says"}
 
 
-def _glance_sentences(columns: Iterable[Mapping[str, Any]]) -> str:
+def _glance_sentences(columns: Sequence[Mapping[str, Any]]) -> str:
     "Table 2 in one sentence per protocol."
-    counts: dict[str, Counter] = {protocol: Counter() for protocol in PROTOCOLS}
-    for column in columns:
-        counts[column["protocol"]].update(column["verdicts"])
-    return " ".join(f"Under protocol {protocol}, {_DOES[protocol]}, {count.total() - count['not run']} of {count.total()} cells of table 2 "
-                    f"have records: {count['agrees']} agree with the paper, {count['within noise']} are within noise of it, "
-                    f"{count['differs']} differ." for protocol, count in counts.items() if count)
+    said = []
+    for protocol in PROTOCOLS:
+        parts = []
+        for column in columns:
+            verdicts = Counter(column["verdicts"])
+            if column["protocol"] == protocol and (cells := verdicts.total() - verdicts["not run"]):
+                note = " (on a stand-in)" if "stand-in" in column["note"] else ""
+                parts.append(f"{verdicts['agrees'] + verdicts['within noise']} of {cells} cells of “{column['title']}”{note}")
+        what = f"the paper's value agrees with ours or lies within noise in {', '.join(parts)}" if parts else "nothing was run"
+        said.append(f"Under protocol {protocol}, {_DOES[protocol]}, {what}.")
+    return escape(" ".join(said))
 
 
 def _glance_html(abouts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -871,7 +876,7 @@ def _glance_html(abouts: Mapping[str, Mapping[str, Any]]) -> str:
     heads = "".join(f'<th scope="col">{word}</th>' for word in (*map(_mark, _COUNTED), "trained now", "stored"))
     caption = ("Cells by verdict (in table 3, equal counts as agrees), and by source: trained now, some of its runs are in the local store "
                "of this checkout; stored, all of them are published with it.")
-    said = _glance_sentences(abouts["table2"]["columns"].values()) if "table2" in abouts else ""
+    said = _glance_sentences(list(abouts["table2"]["columns"].values())) if "table2" in abouts else ""
     return (f"<p>{said}</p>" if said else "") + scrolling(
         f'<table>{_caption(caption)}<thead><tr><th scope="col">Column</th>{heads}</tr></thead><tbody>{rows}</tbody></table>',
         "Verdicts at a glance")
