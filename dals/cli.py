@@ -316,7 +316,7 @@ def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, d
             raise Refused("the parameter 'out' is set by --out")
         for parameter in given if path.is_file() else ():
             known(parameter, [other for other in here if other != "out"], f"parameter of the notebook {name} called")
-        ours = {"out": os.path.relpath(out, path.parent), "profile": args.profile, "protocol": args.protocol,
+        ours = {"out": os.path.relpath(out, path.parent), "profile": args.profile,
                 "published": os.path.relpath(store.published, root), "local": os.path.relpath(store.local, root)}
         values[name] = {**{parameter: value for parameter, value in ours.items() if parameter in here}, **given}
     try:
@@ -341,7 +341,7 @@ def _render(notebooks: Mapping[str, Path], values: Mapping[str, Mapping[str, Any
 
 def report(args: argparse.Namespace) -> int:
     "Rebuild tables and figures from the records that are there."
-    plan(["synthetic-released"], None, [42], args.protocol, args.profile)
+    plan(["synthetic-released"], None, [42], profile=args.profile)
     return _render(*_experiments(args), args.jobs)
 
 
@@ -451,12 +451,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=command)
         return sub
 
-    def choice(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
+    def budget(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
         sub.add_argument("--profile", default=default, metavar="P", help="budget: paper, cpu or smoke")
+
+    def protocol(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
         sub.add_argument("--protocol", default=default, metavar="R", help="whose settings: paper is the text, released the code behind it")
 
     def experiments(sub: argparse.ArgumentParser) -> None:
-        choice(sub)
+        budget(sub)
         sub.add_argument("--only", nargs="+", metavar="X", help="some of table1 .. table3, figure1 .. figure5, audit, claims")
         sub.add_argument("--out", default="_reproduced", metavar="FOLDER", help="where the page, the figures and the tables go")
         sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
@@ -464,13 +466,15 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add(reproduce, "train the synthetic column here, then regenerate every table and figure")
     experiments(sub)
+    protocol(sub, "released")
     sub.add_argument("--seeds", nargs="+", default=["42"], metavar="S", help="such as 42,0-4")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
     sub = add(train, "run what is missing and keep it in the local store")
     sub.add_argument("--task", nargs="+", required=True, metavar="T", help="names of tasks")
     sub.add_argument("--strategy", nargs="+", metavar="S", help="names of strategies, quoted; all 18 if left out")
     sub.add_argument("--seeds", nargs="+", default=["42"], metavar="S", help="such as 42,0-9")
-    choice(sub)
+    budget(sub)
+    protocol(sub)
     sub.add_argument("--variant", nargs="+", default=(), metavar="V",
                      help="runs of protocol released with something taken back, such as 'undo stale filter'; all for every variant")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")
@@ -478,18 +482,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="print the plan and its cost only")
     sub = add(status, "show which cells of the table are filled, and what the others cost")
     sub.add_argument("--task", nargs="+", metavar="T", help="names of tasks; all if left out")
-    choice(sub)
+    budget(sub)
+    protocol(sub)
     sub = add(publish, "move local records into the published store")
     sub.add_argument("--task", metavar="T", help="only this task")
     sub.add_argument("--strategy", metavar="S", help="only this strategy")
-    choice(sub, None)
+    budget(sub, None)
+    protocol(sub, None)
     sub = add(report, "regenerate tables and figures from the records that are there")
     experiments(sub)
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
     sub = add(verify, "repeat some stored runs and compare")
     sub.add_argument("-n", type=int, default=5, metavar="N", help="how many")
     sub.add_argument("--task", nargs="+", metavar="T", help="only these tasks")
-    choice(sub, None)
+    budget(sub, None)
+    protocol(sub, None)
     sub.add_argument("--within", type=float, default=120.0, metavar="SECONDS", help="only runs that took no longer")
     sub.add_argument("--pick", type=int, metavar="S", help="seed of the choice; another choice every time if left out")
     sub = add(replay, "walk trajectories of the released optimizers again, and compare")

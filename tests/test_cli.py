@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import nbformat
 import pytest
 
 from dals.cli import main, parser
+from dals.released import VARIANTS
 from dals.results import Store
 
 DALS = [sys.executable, "-m", "dals.cli"]
@@ -66,6 +68,14 @@ def test_kill_9_in_the_middle_and_again(root, whom):
     ("train --task sintetic", "Did you mean 'synthetic'? Known: synthetic, synthetic-released, trec6"),
     ("train --task synthetic --strategy dals", "Did you mean 'DALS'? Known: Fixed SGD"),
     ("train --task synthetic --profile papr", "no profile 'papr'. Did you mean 'paper'?"),
+    ("train --task synthetic --variant 'undo stale filter'", "goes with --protocol released"),
+    ("train --task synthetic --protocol released --variant 'undo stale'", "Did you mean 'undo stale filter'?"),
+    ("train --task synthetic --protocol released --variant 'undo stale filter' --strategy DALS",
+     "touches none of DALS: it is about DALS-Fast"),
+    ("train --task synthetic+draw-0", "a number from 1 up"),
+    ("replay nothing.json", "cannot read nothing.json"),
+    ("replay settings.ini", "settings.ini is no file of trajectories"),
+    ("replay", "required: FILE"),
     ("train --task synthetic --protocol text", "no protocol 'text'"),
     ("train --task synthetic --seeds 3-1", "'3-1' is no seed"),
     ("train --task synthetic --jobs 0", "at least 1, not 0"),
@@ -82,7 +92,7 @@ def test_kill_9_in_the_middle_and_again(root, whom):
     ("report --color", "unrecognized arguments: --color"),
 ])
 def test_bad_input_costs_one_sentence_and_nothing_else(root, capsys, words, says):
-    assert main(words.split()) == 2
+    assert main(shlex.split(words)) == 2
     out, err = capsys.readouterr()
     assert err.startswith("dals: ") and err.count("\n") == 1 and says in err
     assert [path.name for path in root.iterdir()] == ["settings.ini"]
@@ -113,6 +123,36 @@ def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
     assert main(["report", "--only", "figure4", "table3", "--out", "_page"]) == 1 # table3 has no notebook here
     assert "table3_convergence.ipynb is missing" in capsys.readouterr().out
     assert not (root / "_page" / "notebooks" / "figure4.log").exists()
+
+
+def test_a_variant_is_kept_beside_the_plain_run_and_is_another_run(root, capsys):
+    plain = ["train", "--task", "synthetic", "--protocol", "released", "--strategy", "STLR+Discriminative", "--profile", "smoke"]
+    assert main(plain) == 0
+    assert main([*plain, "--variant", "undo decay applied twice", "undo moved between epochs"]) == 0
+    assert "2 of 2 runs to do" in capsys.readouterr().out
+    runs = {run.variant: run for run in Store().runs(variant="*")}
+    assert list(runs) == [None, "undo decay applied twice", "undo moved between epochs"] and len(Store().runs()) == 1
+    assert [run.config["hyperparameters"]["twice"] for run in runs.values()] == [True, False, True]
+    assert len({str(run.history) for run in runs.values()}) == 3
+    assert main([*plain[:-4], "--profile", "smoke", "--variant", "all", "--dry-run"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:]
+    assert len(listed) == sum(len(variant.strategies) for variant in VARIANTS.values()) - 2
+
+
+def test_replay_says_how_far_and_fails_beyond_the_tolerance(root, capsys):
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
+    Path("golden.json").write_text(json.dumps(golden))
+    assert main(["replay", "golden.json"]) == 0
+    out = capsys.readouterr().out
+    assert "28 of 28 runs within 1e-10" in out and "TOO FAR" not in out
+    golden["runs"]["RAdam"]["params"]["25"]["layer1.bias"][0] *= 1 + 1e-9
+    golden["runs"]["Lion"]["optimizer"] = "Lyon"
+    Path("golden.json").write_text(json.dumps(golden))
+    assert main(["replay", "golden.json"]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("TOO FAR")]
+    assert [line.split()[0] for line in failed] == ["RAdam", "Lion"] and "Did you mean 'Lion'?" in failed[1]
+    Path("golden.json").write_text('{"problem": {}, "runs": {}}')
+    assert main(["replay", "golden.json"]) == 1
 
 
 def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
