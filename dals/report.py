@@ -521,6 +521,8 @@ def _seeds_text(cell: Pace, protocol: str) -> str:
     values = cell.ours[protocol]
     if set(values) == {PAPER_SEED}:
         return f"seed {PAPER_SEED} alone"
+    if len(values) == 1:
+        return "n = 1"
     return f"{_shown(min(values.values()), cell.what)} to {_shown(max(values.values()), cell.what)}, n = {len(values)}"
 
 
@@ -531,14 +533,15 @@ def _pace_html(cell: Pace) -> str:
         if not values:
             ours[protocol] = _mark("not run")
             continue
-        median, seeds = _shown(statistics.median(values.values()), cell.what), _seeds_text(cell, protocol)
+        source, seeds = _source(cell.source[protocol], cell.marks[protocol]), _seeds_text(cell, protocol)
+        median = _shown(statistics.median(values.values()), cell.what)
         if protocol == "released" and cell.what != "time":
             own = "" if cell.own is None else f"<b>{_shown(cell.own, cell.what)}</b> "
             others = "" if set(values) == {PAPER_SEED} else f"<small>median {median}, {seeds}</small>"
-            ours[protocol] = f"{own}<small>seed {PAPER_SEED}</small>{_mark(cell.verdict)}{others}"
+            ours[protocol] = f"{own}<small>seed {PAPER_SEED}</small>{_mark(cell.verdict)}{source}{others}"
         else:
-            ours[protocol] = f"<b>{median}</b><small>median, {seeds}</small>" + (_mark(cell.verdict) if cell.what == "time" else "")
-        ours[protocol] += _source(cell.source[protocol], cell.marks[protocol])
+            unjudged = _mark(cell.verdict) if cell.what == "time" else ""
+            ours[protocol] = f"<b>{median}</b><small>median, {seeds}</small>{unjudged}{source}"
     shown = ours.values() if cell.what != "time" else [ours["released"]]
     return f'<td class="paper">{_shown(cell.paper, cell.what)}</td>' + "".join(f"<td>{text}</td>" for text in shown)
 
