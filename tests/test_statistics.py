@@ -32,10 +32,10 @@ def test_the_sign_flip_test_counts_as_a_plain_loop_does(values):
 
 
 @few
-@given(st.lists(points.filter(bool), min_size=2, max_size=8, unique_by=abs).filter(lambda values: sum(values)))
+@given(st.lists(st.integers(-300, 300), min_size=2, max_size=8).filter(sum))
 def test_the_sign_flip_test_equals_scipys_permutation_test(values):
     p = stats.permutation_test((np.array(values),), np.sum, permutation_type="samples", n_resamples=2**8).pvalue
-    assert against_zero(values).p == pytest.approx(p, abs=1e-12)
+    assert against_zero([value / 100 for value in values]).p == pytest.approx(p, abs=1e-12)  # whole numbers: no rounding there
 
 
 @few
@@ -73,7 +73,7 @@ def test_a_bootstrap_interval_lies_within_the_values_and_does_not_depend_on_thei
     one, other = bootstrap_mean(values), bootstrap_mean(values[::-1])
     assert one[3:] == other[3:] and min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
     wide = bootstrap_mean(values, level=0.99)
-    assert wide.low <= one.low and one.high <= wide.high
+    assert wide.low <= one.low + 1e-9 and one.high <= wide.high + 1e-9
 
 
 def by_closure(ps, i):
