@@ -208,13 +208,16 @@ class LARS(Optimizer):
         loss = evaluate(closure)
         for group in self.param_groups:
             for w, g in gradients(group):
-                length, slope = w.norm(), g.norm()
-                ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
-                ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
                 state = self.state[w]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(w)
-                v = state["momentum_buffer"]
-                v.mul_(group["momentum"]).add_(group["lr"] * ratio * (g + group["weight_decay"] * w))
-                w.sub_(v)
+                self.move(w, g, state["momentum_buffer"], group)
         return loss
+
+    def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
+        "Move one tensor by its gradient and its velocity v, which is changed in place."
+        length, slope = w.norm(), g.norm()
+        ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
+        ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
+        v.mul_(group["momentum"]).add_(group["lr"] * ratio * (g + group["weight_decay"] * w))
+        w.sub_(v)

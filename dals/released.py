@@ -136,19 +136,13 @@ class GrowingEpsRAdam(RAdam):
 class OuterTrustLARS(LARS):
     "LARS whose trust ratio multiplies the momentum buffer of raw gradients."
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        "Evaluate the closure if there is one, move every tensor that has a gradient, return the loss."
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            for w, g in gradients(group):
-                g = g.add(w, alpha=group["weight_decay"])
-                length, slope = w.norm(), g.norm()
-                ratio = torch.where((length > 0) & (slope > 0), length / (slope + group["eps"]), 1.0)
-                v = self.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
-                v.mul_(group["momentum"]).add_(g)
-                w.sub_(group["lr"] * group["trust"] * ratio * v)
-        return loss
+    def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
+        "Move one tensor by its velocity v, which gathers raw gradients."
+        g = g.add(w, alpha=group["weight_decay"])
+        length, slope = w.norm(), g.norm()
+        ratio = torch.where((length > 0) & (slope > 0), length / (slope + group["eps"]), 1.0)
+        v.mul_(group["momentum"]).add_(g)
+        w.sub_(group["lr"] * group["trust"] * ratio * v)
 
 # %% ../nbs/08_released.ipynb #08_released-047
 class AdaptiveSAM(SAM):
@@ -161,7 +155,7 @@ class AdaptiveSAM(SAM):
         for p, grad in uphill:
             p.add_(p.square() * grad * scale)
 
-# %% ../nbs/08_released.ipynb #08_released-052
+# %% ../nbs/08_released.ipynb #08_released-053
 class LateLookahead(Lookahead):
     "Lookahead whose slow weights are taken after the first fast step."
 
@@ -174,7 +168,7 @@ class LateLookahead(Lookahead):
         self.steps = 1
         return loss
 
-# %% ../nbs/08_released.ipynb #08_released-062
+# %% ../nbs/08_released.ipynb #08_released-063
 class FromZero(DALS):
     "DALS with its schedule one update behind."
 
@@ -211,7 +205,7 @@ class LongAcc(DALSAcc):
         "max(0.4, alpha - 0.15) in phase 0."
         return super().memory(group) if self.phase else max(0.4, group["alpha"] - 0.15)
 
-# %% ../nbs/08_released.ipynb #08_released-069
+# %% ../nbs/08_released.ipynb #08_released-070
 RELEASED: dict[str, Composition] = dict(COMPOSITIONS["paper"])  # Fixed SGD and Cosine Decay SGD stay as they are
 COMPOSITIONS["released"] = RELEASED
 
@@ -225,7 +219,7 @@ def released(
         return composition
     return register
 
-# %% ../nbs/08_released.ipynb #08_released-070
+# %% ../nbs/08_released.ipynb #08_released-071
 @released("SGDR")
 def sgdr(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, restart_epochs: float, restart_steps: float, restart_mult: float,
          counted: bool, momentum: float, weight_decay: float) -> Built:
@@ -320,7 +314,7 @@ def dals_acc(model: nn.Module, plan: Plan, *, own_alpha: bool, by_child: bool, r
     return (LongAcc if own_alpha else DALSAcc)(groups_of(model, by_child), restart_steps=first, total_steps=plan.total_steps,
                                                **options), constant
 
-# %% ../nbs/08_released.ipynb #08_released-073
+# %% ../nbs/08_released.ipynb #08_released-074
 _SGD = dict(momentum=0.9, weight_decay=5e-4)
 _DALS = dict(_SGD, trust=0.02, alpha=0.6, thresholds=(0.01, 0.002), eps=0.0, by_child=True)
 
@@ -367,7 +361,7 @@ HYPERPARAMETERS["released"] = {
     "synthetic": {name: {"weight_decay": 1e-4} for name, values in _SCRATCH.items() if "momentum" in values and name != "DALS-Acc"},
 }
 
-# %% ../nbs/08_released.ipynb #08_released-077
+# %% ../nbs/08_released.ipynb #08_released-078
 @dataclass(frozen=True)
 class Deviation:
     "One way in which the released code is not what the text says."
@@ -412,7 +406,7 @@ DEVIATIONS: dict[str, Deviation] = {
         "another memory in phase 0 and another bound of phase 2"),
 }
 
-# %% ../nbs/08_released.ipynb #08_released-080
+# %% ../nbs/08_released.ipynb #08_released-081
 VARIANTS: dict[str, Deviation] = {  # what an experiment may vary in the protocol `released`, by the name of the variant
     **{f"undo {name}": deviation for name, deviation in DEVIATIONS.items()},
     "undo all of STLR": Deviation(("STLR+Discriminative",), {"twice": False, "between_epochs": False, "by_child": False},
@@ -421,7 +415,7 @@ VARIANTS: dict[str, Deviation] = {  # what an experiment may vary in the protoco
         "no phase detector: phase 1 throughout"),
 }
 
-# %% ../nbs/08_released.ipynb #08_released-086
+# %% ../nbs/08_released.ipynb #08_released-087
 TOLERANCE = 1e-10  # largest relative error that a replayed run may have
 
 
@@ -455,7 +449,7 @@ def relative_error(
     error = (a - b).norm().item() / (b.norm().item() or 1.0)
     return error if math.isfinite(error) else math.inf
 
-# %% ../nbs/08_released.ipynb #08_released-088
+# %% ../nbs/08_released.ipynb #08_released-089
 CLASSES = {  # what the file calls an optimizer -> strategy
     "FixedLRSGD": "Fixed SGD", "CosineAnnealingSGD": "Cosine Decay SGD", "SGDRWithRestarts": "SGDR", "Adam": "Adam", "AdamW": "AdamW",
     "AdaBound": "AdaBound", "LARS": "LARS", "DiscriminativeLR": "Discriminative LR", "RAdam": "RAdam", "Lion": "Lion",
@@ -512,7 +506,7 @@ def _built(kind: str, model: nn.Module, hyper: Mapping[str, Any], steps: int, te
     optimizer, schedule = RELEASED[name](model, plan, **{**settings, **off})
     return optimizer, schedule, plan.total_steps
 
-# %% ../nbs/08_released.ipynb #08_released-090
+# %% ../nbs/08_released.ipynb #08_released-091
 def _walk(problem: Mapping[str, Any], run: Mapping[str, Any], text: bool = False) -> Iterator[tuple[str, float]]:
     "Replay one run; what was compared, and the error."
     flat = run.get("grouping", "flat").startswith("flat")
@@ -566,7 +560,7 @@ def _walk_sam(problem: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[tu
             for key, values in theirs.get(str(t + 1), {}).items():
                 yield what, relative_error(ours[key].detach(), values)
 
-# %% ../nbs/08_released.ipynb #08_released-092
+# %% ../nbs/08_released.ipynb #08_released-093
 def _replay_one(key: str, run: Mapping[str, Any], problem: Mapping[str, Any], sam: bool) -> Replayed:
     "One run of a file, whatever happens."
     result = Replayed(key, str(run.get("optimizer")))
