@@ -581,5 +581,5 @@ def replay(
     if not isinstance(document, Mapping) or not ({"problem", "runs"} <= set(document) or "sam" in document):
         raise ValueError("it holds no trajectories: they need the keys problem and runs, or sam")
     sam = document.get("sam", {})
-    return [*(_replay_one(key, run, document["problem"], False) for key, run in document.get("runs", {}).items()),
+    return [*(_replay_one(key, run, document.get("problem", {}), False) for key, run in document.get("runs", {}).items()),
             *(_replay_one(key, run, sam, True) for key, run in sam.get("runs", {}).items())]

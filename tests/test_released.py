@@ -222,6 +222,8 @@ def test_a_file_with_a_run_that_nobody_can_replay_fails_in_that_run_alone():
     assert "Did you mean 'Lion'?" in results["Lion"].problem and "nesterov" in results["LARS"].problem
     assert all(math.isinf(result.largest) for key, result in results.items() if key in document["runs"])
     assert all(result.largest <= TOLERANCE for key, result in results.items() if key in document["sam"]["runs"])
+    del document["problem"]
+    assert {result.problem for result in replay(document) if result.run in document["runs"]} >= {"KeyError: 'order'"}
 
 
 WORDS = {"lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay", "eta_min": "eta_min", "final_lr": "final_lr", "gamma": "gamma",
