@@ -20,7 +20,7 @@ from .adaptive import AdaBound, evaluate, gradients
 from .layerwise import LARS, discriminative, layer_groups
 from .joint import SAM, Grokfast, Lion, Lookahead, Wrapper, stlr
 from .optimizer import DALS, DALSAcc, DALSFast
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES, Built, Composition, Plan, lookup
+from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Composition, Plan, lookup
 
 # %% auto #0
 __all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'TOLERANCE', 'CLASSES', 'WORDS', 'by_update', 'counted_restarts',
