@@ -239,7 +239,7 @@ def test_a_sweep_survives_a_failing_run_and_a_run_that_kills_its_worker(store, t
     assert "ArithmeticError: the rate is on fire" in text and "in made_up" in text and "killed twice" in text
     assert [run.seed for run in store.runs(variant="*")] == [0, 3, 4]
     store.clean(older_than=0) # a killed worker may have left a temporary file
-    assert files(store.local) == ["0.json", "3.json", "4.json"]
+    assert files(store.local) == ["0.json", "1-fails.failed", "2-kills.failed", "3.json", "4.json"]
     log.unlink()
     monkeypatch.setenv("RUNS_ARE_TAME", "1")
     assert sorted(key.seed for key in sweep(configs, store, progress=None, run=made_up).finished) == [1, 2]
