@@ -709,7 +709,7 @@ def _left_behind(configs: Iterable[dict[str, Any]], store: Store, stopping: Call
 @dataclass
 class Swept:
     "What a sweep did."
-    finished: list[Key] = field(default_factory=list) # run now
+    finished: list[Key] = field(default_factory=list) # run now, a few perhaps by another sweep at the same time
     skipped: list[Key] = field(default_factory=list) # the store had them
     failed: dict[Key, str] = field(default_factory=dict) # with the reason, and the traceback below it
     elsewhere: list[Key] = field(default_factory=list) # at work in another sweep on this store when this one ended
@@ -820,7 +820,12 @@ def sweep(
                         if _drain([config], store, 1, only_local, run, note, stopping):
                             note(key_of(config), _trace(store, config, "RuntimeError: its worker was killed twice, the second time alone; "
                                                                        "is there enough memory?"))
-                todo = _left_behind(others.values(), store, stopping)
+                todo = []
+                for config in _left_behind(others.values(), store, stopping):
+                    if done := store.get(*key_of(config), where="local" if only_local else None):
+                        note(key_of(config), _words(done))
+                    else:
+                        todo.append(config)
     except KeyboardInterrupt:
         say(f"stopped: {len(swept.finished)} runs are stored, {total - len(swept.finished)} are left; the same call goes on from here")
         raise
