@@ -277,7 +277,8 @@ def train(args: argparse.Namespace) -> int:
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant)
     todo = _missing(configs, store)
     runs = store.runs(variant="*")
-    print(f"{len(todo)} of {len(configs)} runs to do, {cost_text(todo, runs, args.jobs)}" if todo
+    alone = args.engine == "dask" # how many share the work is the cluster's business
+    print(f"{len(todo)} of {len(configs)} runs to do, {cost_text(todo, runs, 1 if alone else args.jobs)}{' of one worker' * alone}" if todo
           else f"nothing to do: all {len(configs)} runs are in the store")
     if args.dry_run:
         print(*plan_text(todo, runs), sep="\n", end="\n" if todo else "")
@@ -632,7 +633,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="print the plan and its cost only")
     sub = add(status, "show which cells of the table are complete, at work, failed or missing, and what the missing ones cost")
     sub.add_argument("--task", nargs="+", metavar="T", help="names of tasks; what fills each column of the paper if left out")
-    sub.add_argument("--seeds", nargs="+", default=[], metavar="S", help="seeds that make a cell complete, such as 0-4; one run if left out")
+    sub.add_argument("--seeds", nargs="+", default=[], metavar="S", help="seeds of a complete cell, such as 0-4; one run if left out")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that would share the missing runs")
     budget(sub)
     protocol(sub)

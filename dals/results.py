@@ -578,8 +578,8 @@ def _work(run: Callable[[Mapping[str, Any]], Run], config: dict[str, Any], store
                     store.put(done)
                 return _words(done)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")
-            return _trace(store, config, f"{type(error).__name__}: {reason}\n{traceback.format_exc()}")
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            return _trace(store, config, f"{reason}\n{traceback.format_exc()}")
         finally:
             torch.set_num_threads(threads)
 
@@ -590,9 +590,12 @@ def _answer(future: Future, config: dict[str, Any], store: Store, only_local: bo
         return future.result()
     except BaseException as error: # the worker or the executor came to an end, not the run
         done = store.get(*key_of(config), where="local" if only_local else None)
-        what = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        return _words(done) if done else _trace(store, config, f"RuntimeError: its worker, or all of them, were lost ({what}); "
-                                                               "is there enough memory, and does the executor still run?")
+        if done:
+            return _words(done)
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        text = f"RuntimeError: its worker, or all of them, were lost ({what}); is there enough memory, and does the executor still run?"
+        begun = store.claim(config).exists() # nobody took the claim away
+        return _trace(store, config, text) if begun else {"error": text}
 
 
 def _start_worker(lifeline: Any) -> None:
