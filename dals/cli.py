@@ -277,8 +277,8 @@ def train(args: argparse.Namespace) -> int:
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant)
     todo = _missing(configs, store)
     runs = store.runs(variant="*")
-    alone = args.engine == "dask" # how many share the work is the cluster's business
-    print(f"{len(todo)} of {len(configs)} runs to do, {cost_text(todo, runs, 1 if alone else args.jobs)}{' of one worker' * alone}" if todo
+    one = args.engine == "dask" # how many share the work is the cluster's business
+    print(f"{len(todo)} of {len(configs)} runs to do, {'by one worker ' * one}{cost_text(todo, runs, 1 if one else args.jobs)}" if todo
           else f"nothing to do: all {len(configs)} runs are in the store")
     if args.dry_run:
         print(*plan_text(todo, runs), sep="\n", end="\n" if todo else "")

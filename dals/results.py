@@ -678,7 +678,8 @@ def _hand_over(
                 refusal.set_exception(error)
                 at_work[refusal] = config
         while at_work:
-            for future in wait(at_work, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            wait(at_work, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in [future for future in at_work if future.done()]:
                 config = at_work.pop(future)
                 note(key_of(config), _answer(future, config, store, only_local))
             if stopping():
@@ -775,7 +776,7 @@ def sweep(
         "The time left, in words, beside the bar as well."
         nonlocal ends
         seconds = remaining()
-        ends = time.monotonic() + (seconds or 0)
+        ends = started if seconds is None else time.monotonic() + seconds
         if bar is not None:
             bar.n = total - len(left)
         tick()

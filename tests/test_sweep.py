@@ -273,6 +273,14 @@ def test_a_full_disk_fails_its_run_alone(store):
     assert files(store.local) == ["0.json", "1-full.json", "2-full for good.json", "3.json"]
 
 
+def test_a_disk_that_is_full_from_the_start_ends_every_run_before_it_computes(store, log, monkeypatch):
+    monkeypatch.setattr(os, "write", refusing(10**6))
+    with ThreadPoolExecutor(1) as pool:
+        swept = sweep([config(0), config(1)], store, progress=None, run=run, executor=pool)
+    assert [key.seed for key in swept.failed] == [0, 1] and not starts(log) and files(store.local) == []
+    assert all("could not write .0.running" in text or "could not write .1.running" in text for text in swept.failed.values())
+
+
 def test_a_loss_that_is_no_number_is_recorded_as_diverged(store):
     lines: list[str] = []
     sweep([config(strategy="Fixed SGD", overrides={"lr": 1e30})], store, jobs=1, progress=lines.append)
