@@ -785,8 +785,7 @@ def sweep(
     def tick() -> None:
         if bar is None:
             return
-        if ends > started:
-            bar.set_postfix_str(f"about {duration(max(0.0, ends - time.monotonic()))} left", refresh=False)
+        bar.set_postfix_str(f"about {duration(max(0.0, ends - time.monotonic()))} left" if ends > started else "", refresh=False)
         bar.update(0)
 
     def note(key: Key, answer: dict[str, Any]) -> None:

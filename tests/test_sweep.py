@@ -218,8 +218,8 @@ def test_a_stale_claim_has_one_heir(store):
         threads = [threading.Thread(target=inherit, args=(claim,)) for _ in range(12)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
-        assert heirs.count(claim) <= 1
-    assert len(heirs) >= 8 and files(store.local) == [] # nearly always there is one; at worst everybody comes back later
+        assert heirs.count(claim) == 1
+    assert files(store.local) == []
 
 
 def test_a_claim_that_was_taken_away_is_neither_refreshed_nor_removed(store, monkeypatch):
