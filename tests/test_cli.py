@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from dals.cli import main, parser
+from dals import tasks
+from dals.cli import columns, cost, expected, main, parse_seeds, parser, plan, seeds_text
 from dals.released import VARIANTS
-from dals.results import Store
+from dals.results import Store, claimed, run_one
+from dals.strategies import STRATEGIES
+from dals.training import device_name, find_device
 
 DALS = [sys.executable, "-m", "dals.cli"]
 
@@ -84,6 +88,11 @@ def test_kill_9_in_the_middle_and_again(root, whom):
     ("train", "required: --task"),
     ("", "required: COMMAND"),
     ("status --task everything", "no task 'everything'"),
+    ("status --seeds 4-0", "'4-0' is no seed"),
+    ("train --task synthetic --profile smoke --engine dask", "--engine dask needs --scheduler ADDRESS"),
+    ("train --task synthetic --profile smoke --scheduler tcp://127.0.0.1:1", "--scheduler goes with --engine dask"),
+    ("train --task synthetic --profile smoke --engine dask --scheduler nowhere://1", "no dask scheduler answers at nowhere://1"),
+    ("train --task synthetic --engine slurm", "invalid choice: 'slurm'"),
     ("reproduce --only table2 figure9", "no experiment 'figure9'"),
     ("reproduce --profile huge", "no profile 'huge'"),
     ("reproduce", "run this in a checkout"),
@@ -135,8 +144,10 @@ def test_a_variant_is_kept_beside_the_plain_run_and_is_another_run(root, capsys)
     assert [run.config["hyperparameters"]["twice"] for run in runs.values()] == [True, False, True]
     assert len({str(run.history) for run in runs.values()}) == 3
     assert main([*plain[:-4], "--profile", "smoke", "--variant", "all", "--dry-run"]) == 0
-    listed = capsys.readouterr().out.splitlines()[1:]
-    assert len(listed) == sum(len(variant.strategies) for variant in VARIANTS.values()) - 2
+    count = sum(len(variant.strategies) for variant in VARIANTS.values()) - 2
+    first, head, row, *listed = capsys.readouterr().out.splitlines()
+    assert f"{count} of {count + 2} runs" in first and row.split()[:2] == ["synthetic", str(count)] and len(listed) == count
+    assert "  synthetic  DALS-Fast  undo stale filter  seeds 42" in listed
 
 
 def test_replay_says_how_far_and_fails_beyond_the_tolerance(root, capsys):
@@ -219,7 +230,7 @@ def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypat
 
 def test_starting_is_light():
     program = ("import sys, dals.cli; dals.cli.parser()\nheavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', "
-               "'datasets', 'nbdev', 'fastcore', 'IPython', 'dals.report'} & set(sys.modules)\nassert not heavy, heavy")
+               "'datasets', 'distributed', 'nbdev', 'fastcore', 'IPython', 'dals.report'} & set(sys.modules)\nassert not heavy, heavy")
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -228,3 +239,92 @@ def test_every_command_explains_itself(capsys):
         with pytest.raises(SystemExit) as done:
             parser().parse_args([command, "--help"])
         assert done.value.code == 0 and f"dals {command}" in capsys.readouterr().out
+
+
+def test_a_long_plan_is_told_by_task_with_its_cost(root, capsys):
+    assert main(["train", "--task", "synthetic", "--strategy", "AdamW", "--seeds", "0", "--profile", "smoke"]) == 0
+    capsys.readouterr()
+    words = ["train", "--task", "synthetic", "synthetic-released", "--strategy", "AdamW", "DALS", "--profile", "smoke", "--dry-run"]
+    assert main([*words, "--seeds", "0-1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 7 # run by run
+    assert main([*words, "--seeds", "0-9,42"]) == 0
+    first, head, one, other, *names = capsys.readouterr().out.splitlines()
+    assert "43 of 44 runs to do" in first and head.split() == ["task", "runs", "computing"]
+    assert one.split()[:2] == ["synthetic", "21"] and one.split()[-1] == "s" and other.split() == ["synthetic-released", "22", "unknown"]
+    assert names == ["  synthetic  DALS  seeds 0-9,42", "  synthetic  AdamW  seeds 1-9,42",
+                     "  synthetic-released  AdamW  seeds 0-9,42", "  synthetic-released  DALS  seeds 0-9,42"]
+    assert parse_seeds([seeds_text([42, 5, 4, 9])]) == [4, 5, 9, 42]
+
+
+def test_status_tells_complete_from_partial_running_failed_and_missing(root, capsys):
+    words = ["train", "--task", "synthetic", "--profile", "smoke", "--strategy"]
+    assert main([*words, "DALS", "AdamW", "--seeds", "0-2"]) == 0 and main([*words, "Lion", "--seeds", "0"]) == 0
+    store = Store()
+    diverged = run_one({"task": "synthetic", "strategy": "SGDR", "profile": "smoke", "overrides": {"lr": 1e30}})
+    store.put(diverged)
+
+    def key(strategy, seed):
+        return ("synthetic", "smoke", "paper", strategy, seed)
+    for strategy, seed, text in (("Adam", 0, "ArithmeticError: the rate is on fire\nTraceback"), ("Lion", 1, "OSError: no room"),
+                                 ("DALS", 0, "OSError: an old story, there is a record")):
+        path = store.path(key(strategy, seed)).with_suffix(".failed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    capsys.readouterr()
+    with claimed(store.claim(key("SAM", 1))), claimed(store.claim(key("AdamW", 5))), claimed(store.claim(key("Adam", 1))):
+        assert main(["status", "--task", "synthetic", "--profile", "smoke"]) == 0
+        plain = capsys.readouterr().out.splitlines()
+        assert main(["status", "--task", "synthetic", "--profile", "smoke", "--seeds", "0-2", "--jobs", "1"]) == 0
+        seeds = capsys.readouterr().out.splitlines()
+
+    def cells(lines):
+        return {name: lines[3 + row].removeprefix(name).strip() for row, name in enumerate(STRATEGIES)}
+    wanted = {"DALS": "3", "AdamW": "3 1r", "Lion": "1 1f", "SGDR": "1*", "SAM": "1r", "Adam": "1r 1f", "LARS": "-"}
+    assert {name: cells(plain)[name] for name in wanted} == wanted
+    wanted |= {"Lion": "1/3 1f", "SGDR": "0/3*"}
+    assert {name: cells(seeds)[name] for name in wanted} == wanted
+    [summary] = [line for line in plain if line.startswith("synthetic: ")]
+    assert "4 of 18 cells complete, 8 runs, 8 of them local; 14 more to complete them, for about " in summary
+    [summary] = [line for line in seeds if line.startswith("synthetic: ")]
+    assert "2 of 18 cells complete" in summary and f"{16 * 3 - 1} more to complete them" in summary
+    assert [line for line in plain if line.startswith("failed: ")] == [
+        "failed: synthetic Adam, seed 0: ArithmeticError: the rate is on fire", "failed: synthetic Lion, seed 1: OSError: no room"]
+    assert sum(line.startswith("at work: synthetic ") and f"process {os.getpid()}" in line for line in plain) == 3
+    assert main(["status", "--task", "synthetic", "--profile", "cpu"]) == 0
+    assert "failed: " not in capsys.readouterr().out
+
+
+def test_status_shows_each_column_of_the_paper_in_the_forms_that_have_something_to_show(root, monkeypatch, capsys):
+    names = ("synthetic", "imdb", "imdb+minilm-l6", "imdb+other", "rte", "cifar10+jpeg")
+    monkeypatch.setattr(tasks, "TASKS", {name: replace(tasks.TASKS["synthetic"], name=name, stand_in="+" in name) for name in names})
+    assert columns([]) == ["synthetic", "imdb+minilm-l6", "rte", "cifar10+jpeg"]
+    assert columns(["imdb", "synthetic+draw-1"]) == ["synthetic", "imdb", "rte", "cifar10+jpeg"]
+    assert columns(["imdb+other", "imdb"]) == ["synthetic", "imdb", "imdb+other", "rte", "cifar10+jpeg"]
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["synthetic", "imdb", "rte", "cifar10"] and lines[2].split() == ["+minilm-l6", "+jpeg"]
+
+
+def test_the_cost_of_a_run_comes_from_the_nearest_records(root):
+    record = run_one({"task": "synthetic", "strategy": "AdamW", "profile": "smoke"})
+    assert record.device == device_name(find_device(None))
+
+    def timed(seconds, **more):
+        return replace(record, **{"seconds": seconds, **more})
+    [smoke] = plan(["synthetic"], ["AdamW"], [0], profile="smoke")
+    [full] = plan(["synthetic"], ["AdamW"], [0], profile="paper")
+    work = 80 * (6400 + 1600 / 3) / (2 * (512 + 512 / 3))
+    far = timed(1.0, device="abacus")
+    assert expected([smoke, full], []) == [None, None]
+    assert expected([smoke, full], [far]) == pytest.approx([1.0, work])
+    assert expected([full], [far, timed(300.0, device="abacus", profile="paper")]) == [300.0] # its profile before others
+    assert expected([full], [timed(3.0), timed(300.0, device="abacus", profile="paper")]) == pytest.approx([3 * work]) # our device first
+    assert expected([smoke], [far, timed(3.0, strategy="SAM"), timed(9.0, strategy="gone"), timed(9.0, task="gone")]) == [1.5]
+    assert cost([smoke, smoke, {**smoke, "task": "synthetic-released"}], [timed(2.0), timed(4.0)]) == (6.0, 1)
+
+
+def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(["train", "--task", "synthetic", "--profile", "smoke", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "dals: --engine dask needs the package distributed: pip install '.[cluster]' brings it\n" and not records(root)

@@ -239,11 +239,16 @@ def test_a_sweep_survives_a_failing_run_and_a_run_that_kills_its_worker(store, t
     assert "ArithmeticError: the rate is on fire" in text and "in made_up" in text and "killed twice" in text
     assert [run.seed for run in store.runs(variant="*")] == [0, 3, 4]
     store.clean(older_than=0) # a killed worker may have left a temporary file
-    assert files(store.local) == ["0.json", "3.json", "4.json"]
+    assert files(store.local) == ["0.json", "1-fails.failed", "2-kills.failed", "3.json", "4.json"]
+    assert {key.seed: reason for key, reason in store.unfinished()[1].items()} == {
+        1: "ArithmeticError: the rate is on fire",
+        2: "RuntimeError: its worker was killed twice, the second time alone; is there enough memory?"}
+    assert "in made_up" in store.path(configs[1]).with_suffix(".failed").read_text()
     log.unlink()
     monkeypatch.setenv("RUNS_ARE_TAME", "1")
     assert sorted(key.seed for key in sweep(configs, store, progress=None, run=made_up).finished) == [1, 2]
     assert sorted(log.read_text().split()) == ["1", "2"] # what was finished is not run again
+    assert store.unfinished() == ({}, {}) and not any(name.endswith(".failed") for name in files(store.local))
 
 
 def test_two_sweeps_on_one_store(store):

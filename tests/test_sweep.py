@@ -1,0 +1,326 @@
+"""Sweeps under fire: clusters, threads, killed workers, two sweeps at once, dead claims, full disks, interrupts."""
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from dals import results
+from dals.results import Store, claimed, key_of, run_one, sign_of_life, sweep
+from dals.training import Run
+
+PATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def config(seed: int = 42, strategy: str = "AdamW", **more) -> dict:
+    return {"task": "synthetic", "strategy": strategy, "seed": seed, "profile": "smoke", **more}
+
+
+def logged(config: dict) -> None:
+    with open(os.environ["RUN_LOG"], "a") as file:
+        file.write(f"{config['seed']} {os.getpid()}\n")
+
+
+def run(config: dict) -> Run:
+    "A real run that is noted when it starts, and takes a while."
+    logged(config)
+    time.sleep(0.5)
+    return run_one(config)
+
+
+def refusing(times: int):
+    "os.write on a disk that is full for so many files"
+    real, left = os.write, [times]
+
+    def write(descriptor, content):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, content)
+    return write
+
+
+def run_until_full(config: dict) -> Run:
+    "A run after which the disk takes no record, or not even the word that it failed."
+    done = run_one(config)
+    if str(config["variant"]).startswith("full"):
+        os.write = refusing(2 if config["variant"] == "full for good" else 1)
+    return done
+
+
+def run_or_die(config: dict) -> Run:
+    if config["variant"] == "kills":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_one(config)
+
+
+at_once, most, threads_inside = 0, 0, []
+
+
+def run_and_count(config: dict) -> Run:
+    "A run that says how many of its kind are at work in this process."
+    global at_once, most
+    at_once += 1
+    most = max(most, at_once)
+    threads_inside.append(torch.get_num_threads())
+    time.sleep(0.05)
+    done = run_one(config)
+    at_once -= 1
+    return done
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "results", tmp_path / "_results")
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "log"
+    path.touch()
+    monkeypatch.setenv("RUN_LOG", str(path))
+    return path
+
+
+def starts(log: Path) -> list[tuple[int, int]]:
+    return [(int(seed), int(pid)) for seed, pid in map(str.split, log.read_text().splitlines())]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def until(what, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_dask_worker_is_killed_and_nothing_is_lost_or_run_twice(store, log):
+    from distributed import Client, LocalCluster
+    configs, killed = [config(seed) for seed in range(8)], []
+
+    def kill() -> None:
+        until(lambda: len(starts(log)) >= 4)
+        seed, pid = starts(log)[-1]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(seed)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None) as cluster, \
+            Client(cluster.scheduler_address) as client:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        lines: list[str] = []
+        swept = sweep(configs, store, progress=lines.append, run=run, executor=client.get_executor(pure=False))
+        killer.join()
+    assert sorted(key.seed for key in swept.finished) == list(range(8)) and not swept.failed and not swept.elsewhere, lines
+    assert [len(run.history) for run in store.runs()] == [2] * 8 and files(store.local) == [f"{seed}.json" for seed in range(8)]
+    again = [seed for seed, _ in starts(log)]
+    [seed] = killed
+    again.remove(seed)
+    assert sorted(again) == list(range(8)) # every run was started once, and the killed one twice
+
+
+def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; from test_sweep import config, run; from dals.results import Store, sweep\n"
+                      "if __name__ == '__main__':\n"
+                      "    swept = sweep([config(seed) for seed in range(6)], Store(sys.argv[1], sys.argv[2]), jobs=1, run=run)\n"
+                      "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6")
+    both = [subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, env={**os.environ, "PYTHONPATH": PATH}) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(seed for seed, _ in starts(log)) == list(range(6)) and len({pid for _, pid in starts(log)}) >= 2
+    assert files(store.local) == [f"{seed}.json" for seed in range(6)] and len(store.runs()) == 6
+
+
+def test_a_task_that_is_given_twice_is_run_once(store, log):
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        answers = [pool.submit(results._work, run, results.complete(config()), store, False) for _ in range(2)]
+        answers = [answer.result() for answer in answers]
+    assert len(starts(log)) == 1 and len(store.runs()) == 1
+    assert all(answer == {"elsewhere": True} or "best" in answer for answer in answers) and any("best" in answer for answer in answers)
+
+
+def test_threads_take_turns_and_each_run_is_what_it_is_alone(store):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            swept = sweep([config(seed) for seed in range(5)], store, progress=None, run=run_and_count, executor=pool)
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(9))) == {2} # as it was
+    finally:
+        torch.set_num_threads(before)
+    assert len(swept.finished) == 5 and most == 1 and set(threads_inside) == {1}
+    torch.set_num_threads(1)
+    try:
+        for seed in range(5):
+            assert store.get(*key_of(config(seed))).history == run_one(config(seed)).history
+    finally:
+        torch.set_num_threads(before)
+
+
+def strange(store: Store, config: dict, silent: float, **more) -> Path:
+    "The claim of somebody whose last sign of life is so many seconds old."
+    claim = store.claim(config)
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    claim.write_text(json.dumps({"place": ["elsewhere", ""], "pid": 1, "born": "1", "started": "yesterday", **more}))
+    os.utime(claim, (time.time() - silent, time.time() - silent))
+    return claim
+
+
+def test_a_living_claim_is_left_alone_and_a_dead_one_is_taken_over(store, log, monkeypatch):
+    monkeypatch.setattr(results, "REFRESH", 0.3)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    strange(store, config(1), 0, place=results._place(), pid=gone.pid) # its process is dead
+    strange(store, config(2), 0, place=results._place(), pid=os.getpid()) # its number belongs to another process now: us
+    strange(store, config(3), results.STALE + 5) # silent for long
+    strange(store, config(4), results.STALE - 3) # will have been silent for long
+    assert [sign_of_life(store.claim(config(seed))) is None for seed in (1, 2, 3, 4, 5)] == [True, True, True, False, True]
+    lines: list[str] = []
+    with ThreadPoolExecutor(1) as pool, claimed(store.claim(config(0))) as ours: # somebody lives
+        assert ours and [key.seed for key in store.unfinished()[0]] == [0, 4]
+        swept = sweep([config(seed) for seed in range(5)], store, progress=lines.append, run=run, executor=pool)
+    assert [key.seed for key in swept.elsewhere] == [0] and sorted(key.seed for key in swept.finished) == [1, 2, 3, 4]
+    assert lines[-1].startswith("1 run is at work in another sweep on this store; the same call, later,")
+    assert sorted(seed for seed, _ in starts(log)) == [1, 2, 3, 4]
+    assert files(store.local) == ["1.json", "2.json", "3.json", "4.json"]
+
+
+def test_a_stale_claim_has_one_heir(store):
+    barrier, lock, heirs = threading.Barrier(12), threading.Lock(), []
+
+    def inherit(claim: Path) -> None:
+        barrier.wait()
+        with claimed(claim) as ours:
+            if ours:
+                with lock:
+                    heirs.append(claim)
+            barrier.wait()
+    for attempt in range(10):
+        claim = strange(store, config(attempt), results.STALE + 5)
+        threads = [threading.Thread(target=inherit, args=(claim,)) for _ in range(12)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert heirs.count(claim) == 1
+    assert files(store.local) == []
+
+
+def test_a_claim_that_was_taken_away_is_neither_refreshed_nor_removed(store, monkeypatch):
+    monkeypatch.setattr(results, "REFRESH", 0.05)
+    with claimed(store.claim(config())):
+        claim = strange(store, config(), results.STALE + 5) # we were asleep; somebody else took over, and died
+        time.sleep(0.2)
+        assert sign_of_life(claim) is None
+    assert claim.exists() and store.clean() == 1 and not claim.exists()
+
+
+class Lossy(Executor):
+    "Does the work and loses the answer."
+    def submit(self, work, *arguments):
+        work(*arguments)
+        future: Future = Future()
+        future.set_exception(ConnectionError("the line is dead\nin two lines"))
+        return future
+
+
+def test_a_broken_executor_ends_in_a_sentence_and_never_costs_a_record(store, log):
+    lines: list[str] = []
+    swept = sweep([config(0), config(1)], store, progress=lines.append, executor=Lossy())
+    assert [key.seed for key in swept.finished] == [0, 1] and not swept.failed and len(store.runs()) == 2
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    swept = sweep([config(0), config(2)], store, progress=lines.append, executor=closed)
+    [(key, text)] = swept.failed.items()
+    assert key.seed == 2 and "its worker, or all of them, were lost (RuntimeError: cannot schedule new futures after shutdown" in text
+    assert any(line.startswith("[1/1] synthetic AdamW, seed 2: FAILED, RuntimeError: its worker") for line in lines)
+    assert store.unfinished() == ({}, {}) and files(store.local) == ["0.json", "1.json"] # it has not begun, so it has not failed
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool: # not ours, so it is not built anew
+        swept = sweep([config(3, variant="kills"), config(4)], store, progress=None, run=run_or_die, executor=pool)
+    assert len(swept.failed) == 2 and all("BrokenProcessPool" in text for text in swept.failed.values())
+    [(key, reason)] = store.unfinished()[1].items()
+    assert (key.seed, key.variant) == (3, "kills") and reason.startswith("RuntimeError: its worker, or all of them, were lost")
+    assert len(sweep([config(2), config(4)], store, jobs=1, progress=None).finished) == 2 # a new sweep buries the dead claim, too
+    assert files(store.local) == ["0.json", "1.json", "2.json", "3-kills.failed", "4.json"]
+
+
+def test_a_full_disk_fails_its_run_alone(store):
+    configs = [config(0), config(1, variant="full"), config(2, variant="full for good"), config(3)]
+    lines: list[str] = []
+    swept = sweep(configs, store, jobs=1, progress=lines.append, run=run_until_full)
+    assert [key.seed for key in swept.finished] == [0, 3] and [key.seed for key in swept.failed] == [1, 2]
+    said = [line for line in lines if "FAILED" in line]
+    assert all("OSError: [Errno 28] could not write" in line and "nothing of it was left behind (No space left on device)" in line
+               for line in said) and len(said) == 2
+    assert files(store.local) == ["0.json", "1-full.failed", "3.json"] # for the word of the other one there was no room
+    assert len(sweep(configs, store, progress=None, run=run_one).finished) == 2
+    assert files(store.local) == ["0.json", "1-full.json", "2-full for good.json", "3.json"]
+
+
+def test_a_disk_that_is_full_from_the_start_ends_every_run_before_it_computes(store, log, monkeypatch):
+    monkeypatch.setattr(os, "write", refusing(10**6))
+    with ThreadPoolExecutor(1) as pool:
+        swept = sweep([config(0), config(1)], store, progress=None, run=run, executor=pool)
+    assert [key.seed for key in swept.failed] == [0, 1] and not starts(log) and files(store.local) == []
+    assert all("could not write .0.running" in text or "could not write .1.running" in text for text in swept.failed.values())
+
+
+def test_a_loss_that_is_no_number_is_recorded_as_diverged(store):
+    lines: list[str] = []
+    sweep([config(strategy="Fixed SGD", overrides={"lr": 1e30})], store, jobs=1, progress=lines.append)
+    [record] = store.runs()
+    assert record.diverged and record.history == [] and record.best_accuracy is None
+    assert lines[0].startswith("[1/1] synthetic Fixed SGD, seed 42: diverged") and files(store.local) == ["42.json"]
+
+
+def test_ctrl_c_cancels_what_an_executor_has_not_begun(store, log, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; from concurrent.futures import ThreadPoolExecutor\n"
+                      "from test_sweep import config, run; from dals.results import Store, sweep\n"
+                      "with ThreadPoolExecutor(1) as pool:\n"
+                      "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)")
+    process = subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env={**os.environ, "PYTHONPATH": PATH})
+    until(lambda: len(starts(log)) >= 2 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "stopped: " in out and err.strip().splitlines()[-1] == "KeyboardInterrupt"
+    begun = [seed for seed, _ in starts(log)]
+    assert len(begun) < 6 and files(store.local) == [f"{seed}.json" for seed in begun] # what was at work has ended and is stored
+
+
+def test_a_terminal_has_one_bar_and_a_pipe_has_lines_alone(tmp_path):
+    (tmp_path / "settings.ini").touch()
+    words = [sys.executable, "-m", "dals.cli", "train", "--task", "synthetic", "--strategy", "AdamW", "--profile", "smoke"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0)) # lines, columns
+    process = subprocess.Popen([*words, "--seeds", "0-5"], stdout=theirs, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError: # the other end is closed
+        pass
+    assert process.wait() == 0
+    text = shown.decode()
+    assert " of 6 runs, " in text and "left" in text and "\r" in text and "[6/6] synthetic AdamW" in text
+    assert text.count("of 6 runs to do") == 1
+    piped = subprocess.run([*words, "--seeds", "6-7"], capture_output=True, text=True, cwd=tmp_path)
+    assert piped.returncode == 0 and "\r" not in piped.stdout + piped.stderr and piped.stdout.count("\n") == 3
