@@ -361,8 +361,14 @@ def tokenized(
     "Texts as token numbers and masks in memory, padded once, with their lengths"
     texts, labels = questions
     parts = [list(texts)] if isinstance(texts[0], str) else [list(part) for part in zip(*texts, strict=True)]
-    tokens = tokenizer(*parts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    return Split((tokens["input_ids"], tokens["attention_mask"]), torch.tensor(labels), tokens["attention_mask"].sum(1))
+    ids: list[Tensor] = []
+    for start in range(0, len(labels), 1000): # the tokenizer's own notes on a text are far larger than its tokens
+        some = tokenizer(*(part[start:start + 1000] for part in parts), truncation=True, max_length=max_length)["input_ids"]
+        ids += [torch.tensor(one, dtype=torch.int32) for one in some]
+    lengths = torch.tensor([len(one) for one in ids])
+    padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).to(torch.int32)
+    return Split((padded, mask), torch.tensor(labels), lengths)
 
 
 def bucketed(
