@@ -72,7 +72,7 @@ def seeds_logits(
     if task.logits is call and is_chain(model):
         x = inputs[0].mT
         for layer in model: # type: ignore[attr-defined]
-            x = torch.baddbmm(layer.bias.unsqueeze(2), layer.weight, x) if isinstance(layer, nn.Linear) else x.relu_()
+            x = torch.bmm(layer.weight, x).add_(layer.bias.unsqueeze(2)) if isinstance(layer, nn.Linear) else x.relu_()
         return x
 
     def one(parameters: dict[str, Tensor], *inputs: Tensor) -> Tensor:
