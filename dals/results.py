@@ -76,8 +76,10 @@ def key_of(
     return key
 
 # %% ../nbs/11_results.ipynb #11_results-013
-SCHEMA = 1 # the version that this code writes
-UPGRADES: dict[int, Callable[[dict], dict]] = {} # version n -> the function that turns a record of version n into one of n + 1
+SCHEMA = 2 # the version that this code writes
+UPGRADES: dict[int, Callable[[dict], dict]] = { # version n -> the function that turns a record of version n into one of n + 1
+    1: lambda old: {**old, "precision": "float32", "compiled": False, "together": 1, "peak_memory": None, "schema": 2},
+}
 
 
 class NewerRecord(RuntimeError):

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +27,8 @@ from .strategies import get_strategy
 from .tasks import Split, Task, get_task
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'versions', 'commit', 'seed_everything',
-           'fit']
+__all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
+           'seed_everything', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -38,6 +38,7 @@ def train_epoch(
     scheduler: LRScheduler, # stepped after each update
     split: Split, # the training examples
     batch_size: int, # examples per step
+    augment: Callable[[Tensor], Tensor] | None = None, # of the inputs of each batch
 ) -> tuple[float, float]: # mean loss over the examples, rate of the last update at the top
     "One pass over the training examples"
     rates = getattr(optimizer, "get_last_lr", scheduler.get_last_lr)
@@ -45,16 +46,17 @@ def train_epoch(
 
     def closure() -> Any: # the loss, a tensor
         optimizer.zero_grad()
-        inputs, labels = batch
         loss = F.cross_entropy(task.logits(model, *inputs), labels)
         loss.backward()
         return loss
 
-    for batch in split.take(task.order(split, batch_size)).batches(batch_size):
+    for inputs, labels in split.take(task.order(split, batch_size)).batches(batch_size):
+        if augment: # before the closure: SAM calls it twice, on the same pictures
+            inputs = tuple(map(augment, inputs))
         loss: Any = optimizer.step(closure)
         lr = rates()[-1]
         scheduler.step()
-        losses.append(loss.detach() * len(batch[1]))
+        losses.append(loss.detach() * len(labels))
     return float(torch.stack(losses).sum()) / len(split), float(lr)
 
 
@@ -104,7 +106,11 @@ class Run:
     commit: str # of the checkout, "+dirty" where tracked files differed, "unknown" outside one
     finished: str # ISO 8601, UTC
     variant: str | None = None # what an experiment varied
-    schema: int = 1 # of this record
+    precision: str = "float32" # of the products: "float32" or "bfloat16", which is autocast; weights are float32
+    compiled: bool = False # whether the forward pass was compiled
+    together: int = 1 # seeds that were trained at once, in one batched model
+    peak_memory: int | None = None # MiB that the process held at most during the run, on CUDA that its tensors did; None: not measured
+    schema: int = 2 # of this record
 
     def to_dict(self) -> dict[str, Any]:
         "Plain JSON values"
@@ -114,12 +120,12 @@ class Run:
     def from_dict(cls, record: dict[str, Any]) -> Run: # raises `ValueError` that names what is wrong
         "The run that `to_dict` described"
         names = {field.name for field in fields(cls)}
-        if record.get("schema") != 1:
-            raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema 1.")
+        if record.get("schema") != 2:
+            raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema 2.")
         missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
         if missing or unknown:
             parts = [f"{word} {', '.join(names)}" for word, names in (("it lacks", missing), ("it has unknown", unknown)) if names]
-            raise ValueError(f"This is not a run record of schema 1: {' and '.join(parts)}.")
+            raise ValueError(f"This is not a run record of schema 2: {' and '.join(parts)}.")
         return cls(**record)
 
 # %% ../nbs/10_training.ipynb #10_training-015
@@ -144,6 +150,24 @@ def device_name(place: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{place.type} ({[*models, platform.processor() or platform.machine()][0]})"
+
+
+def peak_memory(
+    place: torch.device, # where the run is
+    start: bool = False, # whether to begin a new measurement
+) -> int | None: # MiB; None where it cannot be told
+    "The most memory since the last start: of the whole process, or of torch's tensors on CUDA"
+    if place.type == "cuda":
+        if start:
+            torch.cuda.reset_peak_memory_stats(place)
+        return torch.cuda.max_memory_allocated(place) >> 20
+    try:
+        if start:
+            Path("/proc/self/clear_refs").write_text("5") # Linux: the peak is now what is held now
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) >> 10
+    except (OSError, StopIteration):
+        return None
 
 
 def versions(backbone: str | None = None) -> dict[str, str]:
@@ -178,6 +202,21 @@ def seed_everything(
         torch.set_rng_state(stream)
 
 
+def faster(
+    task: Task, # whose logits shall come sooner
+    model: nn.Module, # on its device
+    texts: bool, # whether the shape changes from batch to batch
+) -> Task: # with other logits, everything else as it was
+    "The fast path: products of texts in bfloat16, everything else compiled; weights, loss and update stay in float32"
+    forward = model if texts else torch.compile(model)
+    kind = next(model.parameters()).device.type
+
+    def logits(model: nn.Module, *inputs: Tensor) -> Tensor:
+        with torch.autocast(kind, torch.bfloat16, enabled=texts):
+            return task.logits(forward, *inputs).float()
+    return replace(task, logits=logits)
+
+
 def fit(
     task: str | Task, # a name of `TASKS`, or a task of your own
     strategy: str, # a name of `STRATEGIES`
@@ -187,6 +226,7 @@ def fit(
     profile: str = "paper", # how much to spend: "paper", "cpu" or "smoke"
     device: str | torch.device | None = None, # None is the CPU
     overrides: dict[str, Any] | None = None, # hyperparameters in place of the protocol's
+    fast: bool | None = None, # take the fast path of `faster`; None: on CUDA, not on the CPU
     on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
 ) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
     "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
@@ -200,23 +240,28 @@ def fit(
     touched = range(torch.cuda.device_count()) if place.type == "cuda" or torch.cuda.is_initialized() else []
 
     with torch.random.fork_rng(devices=touched):
+        peak_memory(place, start=True)
         data = task.load(profile)
         seed_everything(seed, data.stream)
         model = task.model().to(place).train()
         train, test = data.train.to(place), data.test.to(place)
+        fast, texts = place.type == "cuda" if fast is None else fast, train.lengths is not None
+        if fast:
+            task = faster(task, model, texts)
+        augment = None if protocol == "released" else task.augment
         steps_per_epoch = math.ceil(len(train) / budget.batch_size)
         optimizer, scheduler = chosen.build(
             model, total_steps=budget.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
         started = time.perf_counter()
         for epoch in range(1, budget.epochs + 1):
-            loss, lr = train_epoch(task, model, optimizer, scheduler, train, budget.batch_size)
+            loss, lr = train_epoch(task, model, optimizer, scheduler, train, budget.batch_size, augment)
             score = accuracy(task, model, test)
             if diverged := not (math.isfinite(loss) and math.isfinite(score)):
                 break
             history.append({"epoch": epoch, "train_loss": loss, "test_accuracy": score, "lr": lr})
             if on_epoch:
                 on_epoch(dict(history[-1]))
-        seconds = time.perf_counter() - started
+        seconds, peak = time.perf_counter() - started, peak_memory(place)
 
     scores = [row["test_accuracy"] for row in history]
     config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
@@ -228,4 +273,5 @@ def fit(
         best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
         epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
         diverged=diverged, seconds=round(seconds, 3), device=device_name(place), threads=torch.get_num_threads(),
-        versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        precision="bfloat16" if fast and texts else "float32", compiled=fast and not texts, peak_memory=peak)
