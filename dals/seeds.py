@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,11 +26,11 @@ from .joint import Grokfast, Lion, Lookahead, Wrapper
 from .released import GrowingEpsRAdam, LateDecay, LateLookahead
 from .strategies import get_strategy
 from .tasks import Split, Task, call, get_task
-from .training import THRESHOLDS, Run, commit, device_name, find_device, seed_everything, versions
+from .training import THRESHOLDS, Run, commit, device_name, find_device, peak_memory, seed_everything, versions
 
 # %% auto #0
-__all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'train_epoch_seeds', 'accuracy_seeds',
-           'draw_each', 'fit_seeds']
+__all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'draw_each', 'train_epoch_seeds',
+           'accuracy_seeds', 'fit_seeds']
 
 # %% ../nbs/17_seeds.ipynb #17_seeds-008
 ELEMENTWISE = (SGD, Adam, AdamW, RAdam, AdaBound, Lion, Lookahead, Grokfast, GrowingEpsRAdam, LateDecay, LateLookahead)
@@ -98,14 +97,28 @@ def obstacle(
     return None
 
 # %% ../nbs/17_seeds.ipynb #17_seeds-023
+def draw_each(
+    streams: list[Tensor], # states of the global generator, one for each seed, replaced by those after the draw
+    draw: Callable[[int], Any], # draws for the seed of that place, from the global generator
+) -> list[Any]: # what came, one for each seed
+    "One draw for every seed, each from its own stream"
+    drawn = []
+    for seed, stream in enumerate(streams):
+        torch.set_rng_state(stream)
+        drawn.append(draw(seed))
+        streams[seed] = torch.get_rng_state()
+    return drawn
+
+# %% ../nbs/17_seeds.ipynb #17_seeds-027
 def train_epoch_seeds(
     task: Task, # says how logits come out of its model
     model: nn.Module, # stacked
     optimizer: Optimizer, # over the stacked parameters
     scheduler: LRScheduler, # stepped after each update
     split: Split, # the training examples
-    orders: Tensor, # of each seed, [seeds, examples]
     batch_size: int, # examples per step and seed
+    streams: list[Tensor], # states of the generator, one for each seed, replaced by those after the epoch
+    augment: Callable[[Tensor], Tensor] | None = None, # of the inputs of each batch
 ) -> tuple[Tensor, float]: # mean loss of each seed over the examples, [seeds]; rate of the last update at the top
     "One pass of every seed over the training examples, each in its own order"
     total: Any = 0.0
@@ -116,13 +129,16 @@ def train_epoch_seeds(
         losses.sum().backward()
         return losses.detach()
 
+    orders = torch.stack(draw_each(streams, lambda seed: task.order(split, batch_size))).to(split.labels.device)
     for index in orders.split(batch_size, 1):
         inputs, labels = [x[index] for x in split.inputs], split.labels[index]
+        if augment:
+            inputs = [torch.stack(draw_each(streams, lambda seed: augment(x[seed]))) for x in inputs] # noqa: B023
         losses: Any = optimizer.step(closure) # type: ignore[arg-type]
         lr = scheduler.get_last_lr()[-1]
         scheduler.step()
         total = total + losses * index.shape[1]
-    return total / len(split), float(lr)
+    return total.double() / len(split), float(lr)
 
 
 @torch.inference_mode()
@@ -137,23 +153,10 @@ def accuracy_seeds(
     right: Any = 0
     for inputs, labels in split.batches(batch_size):
         logits = seeds_logits(task, model, *(x.expand(seeds, *x.shape) for x in inputs))
-        right = right + (logits.argmax(1) == labels).sum(1).where(logits.isfinite().all((1, 2)), math.nan)
+        right = right + (logits.argmax(1) == labels).sum(1).double().where(logits.isfinite().all((1, 2)), math.nan)
     return 100 * right / len(split)
 
-# %% ../nbs/17_seeds.ipynb #17_seeds-028
-def draw_each(
-    streams: list[Tensor], # states of the global generator, one for each seed; each goes on behind its draw
-    draw: Callable[[], Any], # draws from the global generator
-) -> list[Any]: # what came, one for each seed
-    "One draw for every seed, each from its own stream"
-    drawn = []
-    for i, stream in enumerate(streams):
-        torch.set_rng_state(stream)
-        drawn.append(draw())
-        streams[i] = torch.get_rng_state()
-    return drawn
-
-
+# %% ../nbs/17_seeds.ipynb #17_seeds-032
 def fit_seeds(
     task: str | Task, # a name of `TASKS`, or a task of your own
     strategy: str, # a name of `STRATEGIES`, one whose steps take each weight by itself
@@ -164,7 +167,7 @@ def fit_seeds(
     device: str | torch.device | None = None, # None is the CPU
     overrides: dict[str, Any] | None = None, # hyperparameters in place of the protocol's
 ) -> list[Run]: # in the order of `seeds`; `ValueError` where strategy or task would couple the seeds, and as `fit`
-    "Train several seeds at once, each as `fit` would; a run's `seconds` are the wall time of all divided by their number"
+    "Train several seeds at once, each as `fit` would; `seconds` of a run is the wall time of all divided by their number"
     seeds, overrides = list(seeds), dict(overrides or {})
     if not seeds:
         raise ValueError("There is nothing to train: give at least one seed.")
@@ -178,6 +181,7 @@ def fit_seeds(
     touched = range(torch.cuda.device_count()) if place.type == "cuda" or torch.cuda.is_initialized() else []
 
     with torch.random.fork_rng(devices=touched):
+        peak_memory(place, start=True)
         data = task.load(profile)
         models, streams = [], []
         for seed in seeds:
@@ -188,6 +192,7 @@ def fit_seeds(
             raise ValueError(f"Seeds of {task.name} cannot be trained at once, because {reason}: train them in turn with fit.")
         model = stacked(models).to(place).train()
         train, test = data.train.to(place), data.test.to(place)
+        augment = None if protocol == "released" else task.augment
         steps_per_epoch = math.ceil(len(train) / budget.batch_size)
         optimizer, scheduler = chosen.build(
             model, total_steps=budget.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
@@ -199,8 +204,7 @@ def fit_seeds(
                 group["fused"] = True # one pass over the memory; the same formula
         started = time.perf_counter()
         for epoch in range(1, budget.epochs + 1):
-            orders = torch.stack(draw_each(streams, partial(task.order, train, budget.batch_size))).to(place)
-            losses, lr = train_epoch_seeds(task, model, optimizer, scheduler, train, orders, budget.batch_size)
+            losses, lr = train_epoch_seeds(task, model, optimizer, scheduler, train, budget.batch_size, streams, augment)
             scores = accuracy_seeds(task, model, test, len(seeds))
             for i, (loss, score) in enumerate(zip(losses.tolist(), scores.tolist(), strict=True)):
                 alive[i] = alive[i] and math.isfinite(loss) and math.isfinite(score)
@@ -208,7 +212,7 @@ def fit_seeds(
                     histories[i].append({"epoch": epoch, "train_loss": loss, "test_accuracy": score, "lr": lr})
             if not any(alive):
                 break
-        seconds = (time.perf_counter() - started) / len(seeds)
+        seconds, peak = (time.perf_counter() - started) / len(seeds), peak_memory(place)
 
     config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
               "multiplier": multiplier, "hyperparameters": hyperparameters, "overrides": overrides}
@@ -222,5 +226,6 @@ def fit_seeds(
             best_accuracy=max(accuracies, default=None), final_accuracy=accuracies[-1] if accuracies else None,
             epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
             diverged=diverged, seconds=round(seconds, 3), device=device_name(place), threads=torch.get_num_threads(),
-            versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            together=len(seeds), peak_memory=peak)
     return [record(seed, history, not fine) for seed, history, fine in zip(seeds, histories, alive, strict=True)]

@@ -10,7 +10,7 @@ from dals.layerwise import layer_groups
 from dals.released import DEVIATIONS
 from dals.seeds import accuracy_seeds, coupling, fit_seeds, seeds_logits, stacked
 from dals.strategies import STRATEGIES
-from dals.tasks import Budget, Data, Split, Task, get_task, mlp
+from dals.tasks import Budget, Data, Split, Task, available, convnet, get_task, mlp
 from dals.training import Run, accuracy, fit
 
 COUPLED = ("LARS", "SAM", "SAM+Discriminative", "DALS", "DALS-Fast", "DALS-Acc")
@@ -30,7 +30,7 @@ def agree(at_once, alone):
 def test_each_seed_is_the_run_of_fit(name, task, protocol):
     for run in fit_seeds(task, name, [42, 0, 7], protocol=protocol, profile="smoke"):
         agree(run, fit(task, name, seed=run.seed, protocol=protocol, profile="smoke"))
-        assert Run.from_dict(run.to_dict()) == run and not run.diverged
+        assert Run.from_dict(run.to_dict()) == run and not run.diverged and run.together == 3
 
 
 @pytest.mark.parametrize("name", COUPLED)
@@ -70,20 +70,26 @@ def test_the_list_of_elementwise_steps_is_right(name, protocol, overrides):
     assert bool(coupled) == (name in COUPLED)
 
 
-def small(model, logits=None, lengths=None, **changes) -> Task:
+def small(model, lengths=None, **changes) -> Task:
     "Twelve images of 2 x 3 and three classes, in batches of 5, 5 and 2"
     generator = torch.Generator().manual_seed(0)
     split = Split((torch.randn(12, 1, 2, 3, generator=generator),), torch.randint(3, (12,), generator=generator), lengths)
-    return Task("small", "scratch", 3, lambda: Data(split, split, "drawn", "0"), model, {"paper": Budget(3, 5, 12, 12)}, chance=50.0, **changes)
+    return Task("small", "scratch", 3, lambda budget: Data(split, split, "drawn", "0"), model, {"paper": Budget(3, 5, 12, 12)},
+                chance=50.0, **changes)
 
 
 def convolution(*more):
     return nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), *more, nn.Linear(8, 3))
 
 
+def noisy(x):
+    return x + torch.randn(x.shape)
+
+
+@pytest.mark.parametrize("augment", [None, noisy])
 @pytest.mark.parametrize("name", ["Fixed SGD", "AdamW", "STLR+Discriminative"])
-def test_any_other_model_and_an_incomplete_last_batch(name):
-    task = small(convolution)
+def test_any_other_model_and_an_incomplete_last_batch(name, augment):
+    task = small(convolution, augment=augment)
     for run in fit_seeds(task, name, [3, 1], overrides={"lr": 0.02}):
         alone = fit(task, name, seed=run.seed, overrides={"lr": 0.02})
         assert [row["train_loss"] for row in run.history] == pytest.approx([row["train_loss"] for row in alone.history], rel=1e-4)
@@ -99,6 +105,15 @@ def test_any_other_model_and_an_incomplete_last_batch(name):
 def test_tasks_that_cannot_be_stacked_say_why(task, reason):
     with pytest.raises(ValueError, match=f"{reason}.*train them in turn with fit"):
         fit_seeds(task, "AdamW", [0, 1])
+
+
+def test_pictures_shifted_and_mirrored_by_each_seed_itself():
+    if sentence := available("cifar10+jpeg"):
+        pytest.skip(sentence)
+    task = get_task("cifar10+jpeg")
+    task = replace(task, profiles={"smoke": replace(task.budget("smoke"), train_examples=256, test_examples=64)})
+    for run in fit_seeds(task, "AdamW", [0, 1], profile="smoke"):
+        agree(run, fit(task, "AdamW", seed=run.seed, profile="smoke"))
 
 
 def test_dropout_that_drops_nothing_is_no_obstacle():
@@ -140,7 +155,7 @@ def test_the_callers_random_state_survives_even_an_error():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("model", [lambda: mlp(5, 4, 4, 3), convolution])
+@pytest.mark.parametrize("model", [lambda: mlp(5, 4, 4, 3), convolution, convnet])
 def test_layers_of_a_stack_are_the_layers_of_one(model):
     def names(model):
         of = {id(p): name for name, p in model.named_parameters()}
