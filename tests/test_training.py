@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def small(logits, epochs: int = 4) -> Task:
 
     def model():
         return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
-    return Task("small", "scratch", 2, lambda: Data(split, split, "drawn", "0"), model, {"paper": Budget(epochs, 5, 12, 12)},
+    return Task("small", "scratch", 2, lambda budget: Data(split, split, "drawn", "0"), model, {"paper": Budget(epochs, 5, 12, 12)},
                 chance=50.0, logits=logits)
 
 
@@ -199,3 +200,33 @@ def test_accuracy_leaves_the_model_training():
     task = get_task("synthetic")
     model, split = task.model(), task.load("smoke").test
     assert accuracy(task, model, split) == accuracy(task, model, split, batch_size=7) and model.training
+
+
+def test_the_compiled_path_agrees_with_the_plain_one():
+    plain, fast = (fit("synthetic-released", "DALS", profile="smoke", fast=fast) for fast in (False, True))
+    assert (plain.compiled, plain.precision, fast.compiled, fast.precision) == (False, "float32", True, "float32")
+    for one, other in zip(plain.history, fast.history, strict=True):
+        assert abs(one["train_loss"] - other["train_loss"]) < 1e-4 * one["train_loss"]
+        assert abs(one["test_accuracy"] - other["test_accuracy"]) < 0.5
+    assert (fast.config, fast.data) == (plain.config, plain.data)
+
+
+def test_bfloat16_agrees_with_float32_as_far_as_its_eight_bits_go():
+    if sentence := available(STAND_IN):
+        pytest.skip(sentence)
+    plain, fast = (fit("trec6+minilm-l6", "AdamW", profile="smoke", fast=fast) for fast in (False, True))
+    assert (plain.compiled, plain.precision, fast.compiled, fast.precision) == (False, "float32", False, "bfloat16")
+    assert 0 < abs(plain.history[0]["train_loss"] - fast.history[0]["train_loss"]) < 2**-7 * plain.history[0]["train_loss"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the operating system does not tell the peak of memory")
+def test_the_peak_of_memory_is_that_of_the_run():
+    task = get_task("synthetic")
+    ballast = torch.zeros(100 << 18)
+    first = fit(task, "AdamW", profile="smoke").peak_memory
+    del ballast
+
+    def hungry(x):
+        return x + torch.zeros(200 << 18)[:1] # 200 MiB for a moment
+    assert 150 < fit(replace(task, augment=hungry), "AdamW", profile="smoke").peak_memory - (first - 100) < 250
+    assert abs(fit(task, "AdamW", profile="smoke").peak_memory - (first - 100)) < 60 # the peak of an earlier run is forgotten
