@@ -110,14 +110,21 @@ def kinds(
 def budget_note(
     runs: Sequence[Run],  # records of one kind
 ) -> str:                 # such as "all-MiniLM-L6-v2 stand-in · cpu cut: 2000 examples, 3 epochs"
-    "Name the backbone and the budget that a column's records share."
+    "Name the backbone, or the data where they stand in, and the budget that a column's records share."
     if not runs:
         return "no record"
     run = runs[0]
-    backbone = f"{run.backbone} stand-in" if "+" in run.task else run.backbone
-    epochs = f"{run.config['epochs']} epochs"
-    budget = f"full: {epochs}" if run.profile == "paper" else f"{run.profile} cut: {run.data['train']} examples, {epochs}"
-    return " · ".join(part for part in (backbone, budget) if part)
+    what = run.backbone
+    if "+" in run.task and "+draw-" not in run.task:
+        what = f"{run.backbone} stand-in" if run.backbone else f"stand-in data: {run.data['copy']}"
+    epochs = f"{run.config['epochs']} epoch{'s' * (run.config['epochs'] != 1)}"
+    budget = f"full: {epochs}"
+    if run.profile != "paper":
+        task, cut = TASKS.get(run.task), ""
+        if task and (tokens := task.profiles[run.profile].tokens) != task.profiles["paper"].tokens:
+            cut = f" of at most {tokens} tokens"
+        budget = f"{run.profile} cut: {run.data['train']} examples{cut}, {epochs}"
+    return " · ".join(part for part in (what, budget) if part)
 
 # %% ../nbs/13_report.ipynb #13_report-024
 ORIGINS: dict[str, str] = {"local": "trained now", "published": "stored"}
@@ -161,7 +168,7 @@ def sources(
         days, run = [run.finished[:10] for run in runs], runs[0]
         legend[key] = {"mark": _letter(i), "column": key[0], "origin": _origin(run), "runs": len(runs), "first": min(days),
                        "last": max(days), "device": run.device, "threads": run.threads, "versions": run.versions,
-                       "budget": budget_note(runs), "data": run.data}
+                       "budget": budget_note(runs), "data": run.data, "memory": max((run.peak_memory or 0 for run in runs), default=0)}
     return legend
 
 
@@ -177,8 +184,9 @@ def source_text(
     "One line of the legend."
     versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
     threads, data = source["threads"], source["data"]
+    memory = f", at most {source['memory'] / 1024:.1f} GiB of memory" if source["memory"] else ""
     return (f"{source['column']}: {source['origin']}, {source['runs']} run{'s' * (source['runs'] != 1)}, {_days([source])}, "
-            f"on {source['device']}, {threads} thread{'s' * (threads != 1)}; {versions}; {source['budget']}; "
+            f"on {source['device']}, {threads} thread{'s' * (threads != 1)}{memory}; {versions}; {source['budget']}; "
             f"data: {data['copy']}, {data['train']} training and {data['test']} test examples, "
             f"fingerprint {str(data['fingerprint'])[:12]}.")
 
@@ -858,7 +866,7 @@ def _glance_sentences(columns: Sequence[Mapping[str, Any]]) -> str:
         for column in columns:
             verdicts = Counter(column["verdicts"])
             if column["protocol"] == protocol and (cells := verdicts.total() - verdicts["not run"]):
-                note = " (on a stand-in)" if "stand-in" in column["note"] else ""
+                note = (" (on a stand-in)" if "stand-in" in column["note"] else "") + (" (cut)" if " cut:" in column["note"] else "")
                 parts.append(f"{verdicts['agrees'] + verdicts['within noise']} of {cells} cells of “{column['title']}”{note}")
         what = f"the paper's value agrees with ours or lies within noise in {', '.join(parts)}" if parts else "nothing was run"
         said.append(f"Under protocol {protocol}, {_DOES[protocol]}, {what}.")

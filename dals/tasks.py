@@ -356,7 +356,7 @@ def hub_questions(
 def tokenized(
     questions: Questions, # texts or tuples of texts, and class numbers
     tokenizer: Any, # of the encoder
-    max_length: int | None = 128, # tokens; what is longer is cut, None for the most that the encoder takes
+    max_length: int | None = 128, # tokens; what is longer is cut
 ) -> Split:
     "Texts as token numbers and masks in memory, padded once, with their lengths"
     texts, labels = questions
@@ -540,8 +540,8 @@ def imdb_reviews() -> tuple[Questions, Questions, str]: # training part, test pa
 
 add_texts("rte", 2, rte_pairs, {"paper": Budget(5, 32, 2490, 277, 128), "cpu": Budget(1, 32, 1245, 277, 128),
                                 "smoke": Budget(1, 32, 64, 64, 128)}, 100 * 146 / 277, 10)
-add_texts("imdb", 2, imdb_reviews, {"paper": Budget(3, 32, 25000, 25000, 256), "cpu": Budget(1, 32, 1000, 500, 128),
-                                    "smoke": Budget(1, 32, 64, 64, 64)}, 50.0, 5)
+add_texts("imdb", 2, imdb_reviews, {"paper": Budget(3, 32, 25000, 25000, 256), "cpu": Budget(1, 32, 1000, 500, 64),
+                                    "smoke": Budget(1, 32, 64, 64, 32)}, 50.0, 5)
 
 # %% ../nbs/09_tasks.ipynb #09_tasks-082
 def convnet() -> nn.Sequential: # from [examples, 3, 32, 32] to ten logits
