@@ -55,7 +55,7 @@ def test_readme_is_what_the_index_renders_to():
 
 
 def test_ruff_and_mypy():
-    run(BIN / "ruff", "check", "dals", "tests", "tools")
+    run(BIN / "ruff", "check", "benchmarks", "dals", "tests", "tools")
     run(BIN / "mypy", "--cache-dir", os.devnull)
 
 

@@ -1,0 +1,180 @@
+"Seeds at once: each is the run that `fit` gives, nothing leaks from one to another, and what would couple them is refused."
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dals.layerwise import layer_groups
+from dals.released import DEVIATIONS
+from dals.seeds import accuracy_seeds, coupling, fit_seeds, seeds_logits, stacked
+from dals.strategies import STRATEGIES
+from dals.tasks import Budget, Data, Split, Task, available, convnet, get_task, mlp
+from dals.training import Run, accuracy, fit
+
+COUPLED = ("LARS", "SAM", "SAM+Discriminative", "DALS", "DALS-Fast", "DALS-Acc")
+APART = [name for name in STRATEGIES if name not in COUPLED]
+
+
+def agree(at_once, alone):
+    "The same run up to rounding; of 512 test examples two may lie on the border"
+    assert [row["lr"] for row in at_once.history] == [row["lr"] for row in alone.history]
+    assert (at_once.config, at_once.data, at_once.seed, at_once.task) == (alone.config, alone.data, alone.seed, alone.task)
+    assert at_once.history[0]["train_loss"] == pytest.approx(alone.history[0]["train_loss"], rel=1e-5)
+    assert abs(at_once.final_accuracy - alone.final_accuracy) <= 100 * 2 / alone.data["test"]
+
+
+@pytest.mark.parametrize("task, protocol", [("synthetic", "paper"), ("synthetic-released", "released")])
+@pytest.mark.parametrize("name", APART)
+def test_each_seed_is_the_run_of_fit(name, task, protocol):
+    for run in fit_seeds(task, name, [42, 0, 7], protocol=protocol, profile="smoke"):
+        agree(run, fit(task, name, seed=run.seed, protocol=protocol, profile="smoke"))
+        assert Run.from_dict(run.to_dict()) == run and not run.diverged and run.together == 3
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_what_would_couple_the_seeds_is_refused(name, protocol):
+    with pytest.raises(ValueError, match=r"because a step of \w+ on one weight depends on the others or on the loss"):
+        fit_seeds("synthetic", name, [0, 1], protocol=protocol, profile="smoke")
+
+
+def walk(name, start, grads, protocol, overrides):
+    "Where one tensor goes under given gradients"
+    layer = nn.Linear(3, 4, bias=False)
+    layer.weight.data = start.clone()
+    optimizer, scheduler = STRATEGIES[name].build(
+        nn.Sequential(layer), total_steps=len(grads), steps_per_epoch=2, regime="scratch", protocol=protocol, **overrides)
+    for grad in grads:
+        def closure(grad=grad):
+            layer.weight.grad = grad * (1 + layer.weight.detach())
+            return grad.square().mean()
+        optimizer.step(closure)
+        scheduler.step()
+    return layer.weight.detach(), coupling(optimizer)
+
+
+VARIED = [(name, "paper", {}) for name in STRATEGIES] + [(name, "released", {}) for name in STRATEGIES]
+VARIED += [(name, "released", deviation.undo) for deviation in DEVIATIONS.values() for name in deviation.strategies]
+
+
+@pytest.mark.parametrize("name, protocol, overrides", VARIED)
+def test_the_list_of_elementwise_steps_is_right(name, protocol, overrides):
+    generator = torch.Generator().manual_seed(0)
+    starts, grads = torch.randn(3, 4, 3, generator=generator), torch.randn(7, 3, 4, 3, generator=generator)
+    together, coupled = walk(name, starts, grads, protocol, overrides)
+    apart = torch.stack([walk(name, starts[i], grads[:, i], protocol, overrides)[0] for i in range(3)])
+    distance = float((together - apart).norm() / (apart - starts).norm())
+    assert distance > 1e-3 if coupled else distance < 1e-6
+    assert bool(coupled) == (name in COUPLED)
+
+
+def small(model, lengths=None, **changes) -> Task:
+    "Twelve images of 2 x 3 and three classes, in batches of 5, 5 and 2"
+    generator = torch.Generator().manual_seed(0)
+    split = Split((torch.randn(12, 1, 2, 3, generator=generator),), torch.randint(3, (12,), generator=generator), lengths)
+    return Task("small", "scratch", 3, lambda budget: Data(split, split, "drawn", "0"), model, {"paper": Budget(3, 5, 12, 12)},
+                chance=50.0, **changes)
+
+
+def convolution(*more):
+    return nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), *more, nn.Linear(8, 3))
+
+
+def noisy(x):
+    return x + torch.randn(x.shape)
+
+
+@pytest.mark.parametrize("augment", [None, noisy])
+@pytest.mark.parametrize("name", ["Fixed SGD", "AdamW", "STLR+Discriminative"])
+def test_any_other_model_and_an_incomplete_last_batch(name, augment):
+    task = small(convolution, augment=augment)
+    for run in fit_seeds(task, name, [3, 1], overrides={"lr": 0.02}):
+        alone = fit(task, name, seed=run.seed, overrides={"lr": 0.02})
+        assert [row["train_loss"] for row in run.history] == pytest.approx([row["train_loss"] for row in alone.history], rel=1e-4)
+        assert run.config == alone.config and run.config["steps_per_epoch"] == 3
+
+
+@pytest.mark.parametrize("task, reason", [
+    (small(lambda: convolution(nn.Dropout(0.1))), "draws random numbers in training"),
+    (small(lambda: convolution(nn.BatchNorm1d(8))), "keeps statistics"),
+    (small(lambda: convolution(nn.LayerNorm(8))), "layers of vectors alone"),
+    (small(convolution, lengths=torch.full((12,), 2)), "differ in length"),
+])
+def test_tasks_that_cannot_be_stacked_say_why(task, reason):
+    with pytest.raises(ValueError, match=f"{reason}.*train them in turn with fit"):
+        fit_seeds(task, "AdamW", [0, 1])
+
+
+def test_pictures_shifted_and_mirrored_by_each_seed_itself():
+    if sentence := available("cifar10+jpeg"):
+        pytest.skip(sentence)
+    task = get_task("cifar10+jpeg")
+    task = replace(task, profiles={"smoke": replace(task.budget("smoke"), train_examples=256, test_examples=64)})
+    for run in fit_seeds(task, "AdamW", [0, 1], profile="smoke"):
+        agree(run, fit(task, "AdamW", seed=run.seed, profile="smoke"))
+
+
+def test_dropout_that_drops_nothing_is_no_obstacle():
+    assert len(fit_seeds(small(lambda: convolution(nn.Dropout(0.0))), "AdamW", [0, 1])) == 2
+
+
+def test_a_seed_that_diverges_leaves_the_others_alone():
+    draws = []
+
+    def model():
+        draws.append(mlp(64, 8, 10))
+        if len(draws) == 2:
+            nn.init.constant_(draws[-1][0].weight, math.nan)
+        return draws[-1]
+    task = replace(get_task("synthetic"), model=model)
+    first, broken, last = fit_seeds(task, "AdamW", [0, 1, 2], profile="smoke")
+    assert broken.diverged and broken.history == [] and broken.best_accuracy is None
+    fine = replace(task, model=lambda: mlp(64, 8, 10))
+    for run in (first, last):
+        assert not run.diverged
+        agree(run, fit(fine, "AdamW", seed=run.seed, profile="smoke"))
+
+
+def test_a_run_that_diverges_later_keeps_what_was_measured():
+    runs = fit_seeds("synthetic", "Fixed SGD", [0, 1], profile="smoke", overrides={"lr": 1e12})
+    assert all(run.diverged and len(run.history) < 2 for run in runs)
+
+
+def test_a_seed_does_not_depend_on_its_company():
+    (alone,), (_, with_others, _) = (fit_seeds("synthetic", "Lion", seeds, profile="smoke") for seeds in ([5], [1, 5, 9]))
+    agree(with_others, alone)
+
+
+def test_the_callers_random_state_survives_even_an_error():
+    state = torch.get_rng_state()
+    fit_seeds("synthetic", "AdamW", [0, 1], profile="smoke")
+    with pytest.raises(ValueError):
+        fit_seeds("synthetic", "DALS", [0, 1], profile="smoke")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("model", [lambda: mlp(5, 4, 4, 3), convolution, convnet])
+def test_layers_of_a_stack_are_the_layers_of_one(model):
+    def names(model):
+        of = {id(p): name for name, p in model.named_parameters()}
+        return [[of[id(p)] for p in group["params"]] for group in layer_groups(model)]
+    assert names(stacked([model(), model()])) == names(model())
+
+
+def test_a_stack_answers_as_its_members_do():
+    task, members = get_task("synthetic"), [mlp(64, 8, 10) for _ in range(3)]
+    split, model = task.load("smoke").test, stacked(members)
+    assert accuracy_seeds(task, model, split, 3).tolist() == pytest.approx([accuracy(task, each, split) for each in members], abs=0.2)
+    x = torch.randn(3, 5, 64)
+    by_vmap = seeds_logits(replace(task, logits=lambda model, x: model(x)), model, x)
+    torch.testing.assert_close(seeds_logits(task, model, x), by_vmap, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_seeds_on_a_gpu_agree_with_the_cpu_at_first():
+    here, there = (fit_seeds("synthetic", "AdamW", [0, 1], profile="smoke", device=device) for device in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        assert other.device.startswith("cuda (")
+        assert other.history[0]["train_loss"] == pytest.approx(one.history[0]["train_loss"], rel=1e-3)
