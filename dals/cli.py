@@ -102,6 +102,7 @@ def plan(
     profile: str = "paper", # which budget
     device: str | None = None, # None for the CPU
     variants: Sequence[str] = (), # names of `VARIANTS`, or "all"; each runs the strategies that it touches
+    fast: bool | None = None, # the fast path; None: on CUDA, not on the CPU
 ) -> list[dict[str, Any]]: # raises Refused for a name that is not known
     "The configs of tasks x strategies x seeds, or of their variants."
     from dals.released import VARIANTS
@@ -109,7 +110,7 @@ def plan(
     from dals.strategies import STRATEGIES
     from dals.training import find_device
     chosen = [known(strategy, STRATEGIES, "strategy") for strategy in strategies or STRATEGIES]
-    shared = {"protocol": protocol, "profile": profile, "device": device}
+    shared = {"protocol": protocol, "profile": profile, "device": device, "fast": fast}
     if variants and protocol != "released":
         raise Refused("a variant takes something back that the released code did: it goes with --protocol released")
     names = list(VARIANTS) if "all" in variants else [known(name, VARIANTS, "variant") for name in variants]
@@ -274,7 +275,7 @@ def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
     from dals.results import Store, key_of, sweep
     store = Store()
-    configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant)
+    configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
     todo = _missing(configs, store)
     runs = store.runs(variant="*")
     one = args.engine == "dask" # how many share the work is the cluster's business
@@ -630,6 +631,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--engine", choices=("pool", "dask"), default="pool", help="who runs the runs: processes here, or a dask cluster")
     sub.add_argument("--scheduler", metavar="ADDRESS", help="of the dask scheduler, such as tcp://10.0.0.1:8786")
     sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
+    sub.add_argument("--fast", action=argparse.BooleanOptionalAction,
+                     help="bfloat16 for texts and a compiled model for the rest; the default on CUDA, not on the CPU")
     sub.add_argument("--dry-run", action="store_true", help="print the plan and its cost only")
     sub = add(status, "show which cells of the table are complete, at work, failed or missing, and what the missing ones cost")
     sub.add_argument("--task", nargs="+", metavar="T", help="names of tasks; what fills each column of the paper if left out")

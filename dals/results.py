@@ -53,7 +53,7 @@ def complete(
     config: Mapping[str, Any], # what is asked for: "task" and "strategy" at least
 ) -> dict[str, Any]: # raises ValueError for a part that is missing or unknown
     "A config with every part present: seed 42, protocol and profile `paper`, no overrides, no variant, default device."
-    defaults = {"seed": 42, "protocol": "paper", "profile": "paper", "overrides": {}, "variant": None, "device": None}
+    defaults = {"seed": 42, "protocol": "paper", "profile": "paper", "overrides": {}, "variant": None, "device": None, "fast": None}
     if not {"task", "strategy"} <= set(config) <= {"task", "strategy", *defaults}:
         raise ValueError(f"a config needs task and strategy and may have {', '.join(defaults)}; this one has {', '.join(sorted(config))}")
     full = {**defaults, **config}
@@ -539,12 +539,12 @@ def missing(
 
 # %% ../nbs/11_results.ipynb #11_results-050
 def run_one(
-    config: Mapping[str, Any], # task, strategy, and optionally seed, protocol, profile, overrides, variant, device
+    config: Mapping[str, Any], # task, strategy, and optionally seed, protocol, profile, overrides, variant, device, fast
 ) -> Run:
     "One config, one run: what a worker of a sweep does."
     config = complete(config)
     run = fit(config["task"], config["strategy"], seed=config["seed"], protocol=config["protocol"], profile=config["profile"],
-              device=config["device"], overrides=config["overrides"])
+              device=config["device"], fast=config["fast"], overrides=config["overrides"])
     run.variant = config["variant"]
     return run
 
@@ -740,7 +740,7 @@ def _bar(total: int) -> Any: # a tqdm bar, or None where nobody would see one
 
 
 def sweep(
-    configs: Iterable[Mapping[str, Any]], # task, strategy, and optionally seed, protocol, profile, overrides, variant, device
+    configs: Iterable[Mapping[str, Any]], # task, strategy, and optionally seed, protocol, profile, overrides, variant, device, fast
     store: Store, # where results go, and where finished ones are looked up
     jobs: int = 2, # processes, one thread each; an executor of your own has its own number
     progress: Callable[[str], object] | None = print, # gets one line per finished run; `print` on a terminal adds a bar; None: silence
