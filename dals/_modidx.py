@@ -471,6 +471,7 @@ d = { 'settings': { 'branch': 'main',
                                'dals.training.find_device': ('training.html#find_device', 'dals/training.py'),
                                'dals.training.fit': ('training.html#fit', 'dals/training.py'),
                                'dals.training.peak_memory': ('training.html#peak_memory', 'dals/training.py'),
+                               'dals.training.record': ('training.html#record', 'dals/training.py'),
                                'dals.training.seed_everything': ('training.html#seed_everything', 'dals/training.py'),
                                'dals.training.train_epoch': ('training.html#train_epoch', 'dals/training.py'),
                                'dals.training.versions': ('training.html#versions', 'dals/training.py')}}}

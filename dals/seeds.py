@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from .joint import Grokfast, Lion, Lookahead, Wrapper
 from .released import GrowingEpsRAdam, LateDecay, LateLookahead
 from .strategies import get_strategy
 from .tasks import Split, Task, call, get_task
-from .training import THRESHOLDS, Run, commit, device_name, find_device, peak_memory, seed_everything, versions
+from .training import Run, find_device, peak_memory, record, seed_everything
 
 # %% auto #0
 __all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'draw_each', 'train_epoch_seeds',
@@ -216,16 +214,6 @@ def fit_seeds(
 
     config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
               "multiplier": multiplier, "hyperparameters": hyperparameters, "overrides": overrides}
-
-    def record(seed: int, history: list[dict[str, Any]], diverged: bool) -> Run:
-        accuracies = [row["test_accuracy"] for row in history]
-        return Run(
-            task=task.name, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed, backbone=task.backbone,
-            data={"copy": data.copy, "fingerprint": data.fingerprint, "train": len(train), "test": len(test)},
-            config=json.loads(json.dumps(config)), history=history,
-            best_accuracy=max(accuracies, default=None), final_accuracy=accuracies[-1] if accuracies else None,
-            epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
-            diverged=diverged, seconds=round(seconds, 3), device=device_name(place), threads=torch.get_num_threads(),
-            versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            together=len(seeds), peak_memory=peak)
-    return [record(seed, history, not fine) for seed, history, fine in zip(seeds, histories, alive, strict=True)]
+    return [record(task, data, config, history, place, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed,
+                   diverged=not fine, seconds=round(seconds, 3), peak_memory=peak, together=len(seeds))
+            for seed, history, fine in zip(seeds, histories, alive, strict=True)]

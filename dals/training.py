@@ -24,11 +24,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .strategies import get_strategy
-from .tasks import Split, Task, get_task
+from .tasks import Data, Split, Task, get_task
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
-           'seed_everything', 'faster', 'fit']
+           'seed_everything', 'record', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -202,6 +202,25 @@ def seed_everything(
         torch.set_rng_state(stream)
 
 
+def record(
+    task: Task, # that was trained on
+    data: Data, # of it, as it was used
+    config: dict[str, Any], # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters, overrides
+    history: list[dict[str, Any]], # what was measured
+    place: torch.device, # where
+    **asked: Any, # the other fields of `Run` that nothing here can know
+) -> Run:
+    "Everything that a run leaves behind"
+    scores = [row["test_accuracy"] for row in history]
+    return Run(
+        task=task.name, backbone=task.backbone, config=json.loads(json.dumps(config)), history=history,
+        data={"copy": data.copy, "fingerprint": data.fingerprint, "train": len(data.train), "test": len(data.test)},
+        best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
+        epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
+        device=device_name(place), threads=torch.get_num_threads(), versions=versions(task.backbone), commit=commit(),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"), **asked)
+
+
 def faster(
     task: Task, # whose logits shall come sooner
     model: nn.Module, # on its device
@@ -263,15 +282,8 @@ def fit(
                 on_epoch(dict(history[-1]))
         seconds, peak = time.perf_counter() - started, peak_memory(place)
 
-    scores = [row["test_accuracy"] for row in history]
     config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
               "multiplier": multiplier, "hyperparameters": hyperparameters, "overrides": overrides}
-    return Run(
-        task=task.name, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed, backbone=task.backbone,
-        data={"copy": data.copy, "fingerprint": data.fingerprint, "train": len(train), "test": len(test)},
-        config=json.loads(json.dumps(config)), history=history,
-        best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
-        epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
-        diverged=diverged, seconds=round(seconds, 3), device=device_name(place), threads=torch.get_num_threads(),
-        versions=versions(task.backbone), commit=commit(), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        precision="bfloat16" if fast and texts else "float32", compiled=fast and not texts, peak_memory=peak)
+    return record(task, data, config, history, place, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed,
+                  diverged=diverged, seconds=round(seconds, 3), peak_memory=peak,
+                  precision="bfloat16" if fast and texts else "float32", compiled=fast and not texts)
