@@ -80,3 +80,29 @@ def test_five_draws_of_the_data(task):
 def test_the_cut_of_trec_is_enough_to_learn(strategy):
     "The stand-in beats the majority class by 40 points on the test split that the tables show"
     assert min(best("trec6+minilm-l6", "cpu", strategy, seeds=range(100)).values()) > get_task("trec6+minilm-l6").chance + 40
+
+
+@pytest.mark.parametrize("protocol", ["released", "paper"])
+@pytest.mark.parametrize("task", ["synthetic", "synthetic-released", "cifar10+jpeg", "rte+minilm-l6", "trec6+minilm-l6", "imdb+minilm-l6"])
+def test_no_cell_of_the_cpu_cut_is_empty(task, protocol):
+    own = get_task(task).budget("cpu")
+    for name in STRATEGIES:
+        runs = [run for run in TABLES if (run.task, run.profile, run.protocol, run.strategy, run.seed) == (task, "cpu", protocol, name, 42)]
+        assert len(runs) == 1 and runs[0].best_accuracy is not None and not runs[0].diverged, name
+        data, config = runs[0].data, runs[0].config
+        assert (data["train"], data["test"], config["epochs"]) == (own.train_examples, own.test_examples, own.epochs)
+        assert own.epochs >= 1 and own.train_examples >= 1000
+
+
+def test_the_cut_fills_both_protocols_in_under_three_hours_on_two_cores_each():
+    for protocol in ("released", "paper"):
+        seconds = [run.seconds for run in TABLES if (run.profile, run.protocol, run.seed) == ("cpu", protocol, 42)]
+        assert len(seconds) == 6 * 18 and sum(seconds) / 2 < 3 * 3600
+
+
+def test_the_records_of_the_four_columns_say_what_stands_in_and_what_it_held_in_memory():
+    for run in TABLES:
+        if run.task.startswith(("cifar10", "rte", "imdb")):
+            assert (run.precision, run.compiled, run.together, run.threads) == ("float32", False, 1, 1)
+            assert 500 < run.peak_memory < 6000 # MiB
+            assert run.backbone == "all-MiniLM-L6-v2" or "not the original pixels" in run.data["copy"]
