@@ -137,7 +137,7 @@ def work(
     "The size of a run, to compare budgets of one task: training examples seen, a test example for a third, times the tokens of a text."
     from dals.tasks import get_task
     budget = get_task(task).budget(profile, protocol)
-    return budget.epochs * (budget.train_examples + budget.test_examples / 3) * (getattr(budget, "tokens", None) or 1)
+    return budget.epochs * (budget.train_examples + budget.test_examples / 3) * (budget.tokens or 1)
 
 
 def expected(
