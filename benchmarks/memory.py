@@ -64,8 +64,8 @@ def main() -> None:
 
 GiB as the operating system counts them, interpreter and libraries included: the full data of each task, {STEPS} steps of DALS in the
 batches of profile `paper` (of texts two batches are the longest there are), then an evaluation (of texts, of the longest). The paper's own
-encoder is measured where texts are longest. Much of what stands here is memory that glibc keeps for reuse: with `MALLOC_MMAP_THRESHOLD_=1048576`
-in the environment the peak is lower, and training slower.
+encoder is measured where texts are longest. Much of what stands here is memory that glibc keeps for reuse: with
+`MALLOC_MMAP_THRESHOLD_=1048576` in the environment the peak is lower, and training slower.
 
 `python benchmarks/memory.py` on {device_name(torch.device("cpu"))}, {platform.system()}, torch {torch.__version__}, 1 thread.
 
