@@ -387,6 +387,12 @@ def _cell_html(cell: Cell) -> str:
             f"{_mark(cell.verdict)}{_source(cell.source, cell.marks)}</td>")
 
 
+def _lessened(note: str) -> str:
+    "What makes a column less than the paper's, behind its title, from its budget note."
+    less = " and ".join(word for word, sign in (("stand-in", "stand-in"), ("cut", " cut:")) if sign in note)
+    return f" ({less})" * bool(less)
+
+
 def table2_sentences(
     table: Benchmark,
 ) -> list[str]:  # one per task and protocol that has records
@@ -399,9 +405,7 @@ def table2_sentences(
             away = statistics.fmean(abs(cell.difference or 0) for cell in cells)
             what = "means" if any(len(cell.best) > 1 for cell in cells) else "single runs"
             near = sum(not cell.misses for cell in cells)
-            note = budget_note(table.chosen[task, protocol])
-            less = " and ".join(word for word in ("stand-in", "cut") if word in note)
-            title = f"{column_title(task)} · {PROTOCOLS[protocol]}" + f" ({less})" * bool(less)
+            title = f"{column_title(task)} · {PROTOCOLS[protocol]}{_lessened(budget_note(table.chosen[task, protocol]))}"
             said.append(f"{title}: {near} of {len(cells)} {what} lie within {BAR} of the paper; the "
                         f"largest difference is {_signed(furthest.difference)}{_half(furthest.best)}, of {furthest.strategy}; the mean "
                         f"absolute difference is {away:.2f}.")
@@ -867,8 +871,8 @@ def _glance_sentences(columns: Sequence[Mapping[str, Any]]) -> str:
         for column in columns:
             verdicts = Counter(column["verdicts"])
             if column["protocol"] == protocol and (cells := verdicts.total() - verdicts["not run"]):
-                note = (" (on a stand-in)" if "stand-in" in column["note"] else "") + (" (cut)" if " cut:" in column["note"] else "")
-                parts.append(f"{verdicts['agrees'] + verdicts['within noise']} of {cells} cells of “{column['title']}”{note}")
+                title = f"“{column['title']}”{_lessened(column['note'])}"
+                parts.append(f"{verdicts['agrees'] + verdicts['within noise']} of {cells} cells of {title}")
         what = f"the paper's value agrees with ours or lies within noise in {', '.join(parts)}" if parts else "nothing was run"
         said.append(f"Under protocol {protocol}, {_DOES[protocol]}, {what}.")
     return escape(" ".join(said))

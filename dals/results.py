@@ -36,7 +36,7 @@ import torch
 
 from .strategies import get_strategy
 from .tasks import get_task
-from .training import Run, fit
+from .training import Run, fit, planned
 
 # %% ../nbs/11_results.ipynb #11_results-008
 class Key(NamedTuple):
@@ -82,7 +82,7 @@ def key_of(
     return key
 
 # %% ../nbs/11_results.ipynb #11_results-013
-SCHEMA = 2 # the version that this code writes
+SCHEMA = Run.schema # the version that this code writes
 UPGRADES: dict[int, Callable[[dict], dict]] = { # version n -> the function that turns a record of version n into one of n + 1
     1: lambda old: {**old, "precision": "float32", "compiled": False, "together": 1, "peak_memory": None, "schema": 2},
 }
@@ -185,11 +185,8 @@ def settings(
     "What a run of this config will have in its record's `config`, without running it."
     config = complete(config)
     task, strategy = get_task(config["task"]), get_strategy(config["strategy"])
-    budget, multiplier = task.budget(config["profile"], config["protocol"]), task.multipliers[strategy.family]
-    hyperparameters = strategy.settings(task.regime, protocol=config["protocol"], task=task.base, multiplier=multiplier,
-                                        **config["overrides"])
-    return json.loads(json.dumps({"epochs": budget.epochs, "batch_size": budget.batch_size, "multiplier": multiplier,
-                                  "hyperparameters": hyperparameters, "overrides": config["overrides"]}))
+    _, asked = planned(task, strategy, config["protocol"], config["profile"], config["overrides"])
+    return json.loads(json.dumps(asked))
 
 # %% ../nbs/11_results.ipynb #11_results-028
 REFRESH = 20.0 # seconds between two signs of life of a run at work

@@ -24,7 +24,7 @@ from .joint import Grokfast, Lion, Lookahead, Wrapper
 from .released import GrowingEpsRAdam, LateDecay, LateLookahead
 from .strategies import get_strategy
 from .tasks import Split, Task, call, get_task
-from .training import Run, find_device, peak_memory, record, seed_everything
+from .training import Run, find_device, peak_memory, planned, record, seed_everything
 
 # %% auto #0
 __all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'draw_each', 'train_epoch_seeds',
@@ -170,10 +170,9 @@ def fit_seeds(
     if not seeds:
         raise ValueError("There is nothing to train: give at least one seed.")
     task = get_task(task) if isinstance(task, str) else task
-    chosen, budget, place = get_strategy(strategy), task.budget(profile, protocol), find_device(device)
-    multiplier = task.multipliers[chosen.family]
-    setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
-    hyperparameters = chosen.settings(**setting, **overrides)
+    chosen, place = get_strategy(strategy), find_device(device)
+    setting, config = planned(task, chosen, protocol, profile, overrides)
+    epochs, batch_size = config["epochs"], config["batch_size"]
     histories: list[list[dict[str, Any]]] = [[] for _ in seeds]
     alive = [True] * len(seeds)
     touched = range(torch.cuda.device_count()) if place.type == "cuda" or torch.cuda.is_initialized() else []
@@ -191,9 +190,9 @@ def fit_seeds(
         model = stacked(models).to(place).train()
         train, test = data.train.to(place), data.test.to(place)
         augment = None if protocol == "released" else task.augment
-        steps_per_epoch = math.ceil(len(train) / budget.batch_size)
+        steps_per_epoch = math.ceil(len(train) / batch_size)
         optimizer, scheduler = chosen.build(
-            model, total_steps=budget.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
+            model, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
         if name := coupling(optimizer):
             raise ValueError(f"Seeds of {chosen.name} cannot be trained at once, because a step of {name} on one weight depends on the "
                              "others or on the loss: train them in turn with fit.")
@@ -201,8 +200,8 @@ def fit_seeds(
             if "fused" in group:
                 group["fused"] = True # one pass over the memory; the same formula
         started = time.perf_counter()
-        for epoch in range(1, budget.epochs + 1):
-            losses, lr = train_epoch_seeds(task, model, optimizer, scheduler, train, budget.batch_size, streams, augment)
+        for epoch in range(1, epochs + 1):
+            losses, lr = train_epoch_seeds(task, model, optimizer, scheduler, train, batch_size, streams, augment)
             scores = accuracy_seeds(task, model, test, len(seeds))
             for i, (loss, score) in enumerate(zip(losses.tolist(), scores.tolist(), strict=True)):
                 alive[i] = alive[i] and math.isfinite(loss) and math.isfinite(score)
@@ -212,8 +211,7 @@ def fit_seeds(
                 break
         seconds, peak = (time.perf_counter() - started) / len(seeds), peak_memory(place)
 
-    config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
-              "multiplier": multiplier, "hyperparameters": hyperparameters, "overrides": overrides}
+    config["steps_per_epoch"] = steps_per_epoch
     return [record(task, data, config, history, place, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed,
                    diverged=not fine, seconds=round(seconds, 3), peak_memory=peak, together=len(seeds))
             for seed, history, fine in zip(seeds, histories, alive, strict=True)]

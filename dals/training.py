@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .strategies import get_strategy
+from .strategies import Strategy, get_strategy
 from .tasks import Data, Split, Task, get_task
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
-           'seed_everything', 'record', 'faster', 'fit']
+           'seed_everything', 'planned', 'record', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -120,12 +120,12 @@ class Run:
     def from_dict(cls, record: dict[str, Any]) -> Run: # raises `ValueError` that names what is wrong
         "The run that `to_dict` described"
         names = {field.name for field in fields(cls)}
-        if record.get("schema") != 2:
-            raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema 2.")
+        if record.get("schema") != cls.schema:
+            raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema {cls.schema}.")
         missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
         if missing or unknown:
             parts = [f"{word} {', '.join(names)}" for word, names in (("it lacks", missing), ("it has unknown", unknown)) if names]
-            raise ValueError(f"This is not a run record of schema 2: {' and '.join(parts)}.")
+            raise ValueError(f"This is not a run record of schema {cls.schema}: {' and '.join(parts)}.")
         return cls(**record)
 
 # %% ../nbs/10_training.ipynb #10_training-015
@@ -202,6 +202,20 @@ def seed_everything(
         torch.set_rng_state(stream)
 
 
+def planned(
+    task: Task, # to be trained on
+    strategy: Strategy, # to be trained with
+    protocol: str, # whose settings
+    profile: str, # which budget
+    overrides: dict[str, Any], # hyperparameters in place of the protocol's
+) -> tuple[dict[str, Any], dict[str, Any]]: # regime, protocol, task, multiplier; `config` of the record, all but its steps_per_epoch
+    "What `Strategy.build` is told about a run, and what the run's record will say of its settings; raises `ValueError` for unknown names"
+    budget, multiplier = task.budget(profile, protocol), task.multipliers[strategy.family]
+    setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
+    return setting, {"epochs": budget.epochs, "batch_size": budget.batch_size, "multiplier": multiplier,
+                     "hyperparameters": strategy.settings(**setting, **overrides), "overrides": overrides}
+
+
 def record(
     task: Task, # that was trained on
     data: Data, # of it, as it was used
@@ -250,10 +264,9 @@ def fit(
 ) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
     "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
     task = get_task(task) if isinstance(task, str) else task
-    chosen, budget, place, overrides = get_strategy(strategy), task.budget(profile, protocol), find_device(device), dict(overrides or {})
-    multiplier = task.multipliers[chosen.family]
-    setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
-    hyperparameters = chosen.settings(**setting, **overrides)
+    chosen, place, overrides = get_strategy(strategy), find_device(device), dict(overrides or {})
+    setting, config = planned(task, chosen, protocol, profile, overrides)
+    epochs, batch_size = config["epochs"], config["batch_size"]
     history: list[dict[str, Any]] = []
     diverged = False
     touched = range(torch.cuda.device_count()) if place.type == "cuda" or torch.cuda.is_initialized() else []
@@ -268,12 +281,12 @@ def fit(
         if fast:
             task = faster(task, model, texts)
         augment = None if protocol == "released" else task.augment
-        steps_per_epoch = math.ceil(len(train) / budget.batch_size)
+        steps_per_epoch = math.ceil(len(train) / batch_size)
         optimizer, scheduler = chosen.build(
-            model, total_steps=budget.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
+            model, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
         started = time.perf_counter()
-        for epoch in range(1, budget.epochs + 1):
-            loss, lr = train_epoch(task, model, optimizer, scheduler, train, budget.batch_size, augment)
+        for epoch in range(1, epochs + 1):
+            loss, lr = train_epoch(task, model, optimizer, scheduler, train, batch_size, augment)
             score = accuracy(task, model, test)
             if diverged := not (math.isfinite(loss) and math.isfinite(score)):
                 break
@@ -282,8 +295,7 @@ def fit(
                 on_epoch(dict(history[-1]))
         seconds, peak = time.perf_counter() - started, peak_memory(place)
 
-    config = {"epochs": budget.epochs, "batch_size": budget.batch_size, "steps_per_epoch": steps_per_epoch,
-              "multiplier": multiplier, "hyperparameters": hyperparameters, "overrides": overrides}
+    config["steps_per_epoch"] = steps_per_epoch
     return record(task, data, config, history, place, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed,
                   diverged=diverged, seconds=round(seconds, 3), peak_memory=peak,
                   precision="bfloat16" if fast and texts else "float32", compiled=fast and not texts)

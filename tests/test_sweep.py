@@ -104,6 +104,12 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
+def beside(script: Path, store: Store) -> subprocess.Popen:
+    "A script at work in a process of its own, which is told the folders of the store and can import this file."
+    return subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "PYTHONPATH": PATH})
+
+
 def until(what, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -141,9 +147,8 @@ def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
                       "if __name__ == '__main__':\n"
                       "    swept = sweep([config(seed) for seed in range(6)], Store(sys.argv[1], sys.argv[2]), jobs=1, run=run)\n"
                       "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6")
-    both = [subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True, env={**os.environ, "PYTHONPATH": PATH}) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    both = [beside(script, store) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(seed for seed, _ in starts(log)) == list(range(6)) and len({pid for _, pid in starts(log)}) >= 2
     assert files(store.local) == [f"{seed}.json" for seed in range(6)] and len(store.runs()) == 6
@@ -295,8 +300,7 @@ def test_ctrl_c_cancels_what_an_executor_has_not_begun(store, log, tmp_path):
                       "from test_sweep import config, run; from dals.results import Store, sweep\n"
                       "with ThreadPoolExecutor(1) as pool:\n"
                       "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)")
-    process = subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONPATH": PATH})
+    process = beside(script, store)
     until(lambda: len(starts(log)) >= 2 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
