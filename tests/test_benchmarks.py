@@ -16,7 +16,7 @@ def benchmark(name, *options):
     return subprocess.run([sys.executable, ROOT / "benchmarks" / name, *options], capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("group, rows", [("synthetic", 4), ("seeds", 8), ("pictures", 2), ("texts", 2)])
+@pytest.mark.parametrize("group, rows", [("synthetic", 4), ("seeds", 12), ("pictures", 2), ("texts", 2)])
 def test_every_group_fills_its_rows(group, rows, tmp_path):
     if group == "texts":
         pytest.importorskip("accelerate")
