@@ -551,12 +551,12 @@ add_texts("imdb", 2, imdb_reviews, {"paper": Budget(3, 32, 25000, 25000, 256), "
 
 # %% ../nbs/09_tasks.ipynb #09_tasks-082
 def convnet() -> nn.Sequential: # from [examples, 3, 32, 32] to ten logits
-    "Three convolutions of 32, 64 and 128 channels, each with ReLU and 2 x 2 pooling, then 256 hidden units"
+    "Three convolutions of 32, 64 and 128 channels, each with ReLU and 2 x 2 pooling, then 256 hidden units; weights lie channels last"
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 64), (64, 128)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     head = nn.Sequential(nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU(), nn.Linear(256, 10))
-    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), classifier=head))
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), classifier=head)).to(memory_format=torch.channels_last)
 
 
 def crop_and_flip(
