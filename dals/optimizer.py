@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -19,7 +21,9 @@ from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
 __all__ = ['CACHE', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
-           'tensor_step', 'foreach_step', 'cache_sized', 'check_group', 'read_loss', 'DALS', 'DALSFast', 'DALSAcc']
+           'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass', 'second_pass', 'foreach_step', 'check_group',
+           'read_loss', 'read', 'average', 'over_ranks', 'dtensor', 'local', 'over_shards', 'DALS', 'DALSFast',
+           'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -94,12 +98,106 @@ def tensor_step(
     p.sub_(rate * r * m)
 
 # %% ../nbs/06_dals.ipynb #06_dals-053
-def foreach_step(
-    ps: list[Tensor],  # parameters of one dtype and device, changed in place
+CACHE = 2**19  # elements per batch on the CPU: what is done to a batch is done while it lies in the cache
+
+@lru_cache(maxsize=256)
+def cache_sized(
+    sizes: tuple[int, ...],  # elements per tensor
+    limit: float = CACHE,  # elements per batch
+) -> list[list[tuple[int, int, int]]]:  # batches of pieces: number of the tensor, first element, end
+    "Cut a list of tensors into batches that fit into the cache: small tensors stay whole, a larger one is cut into batches of its own."
+    batches: list[list[tuple[int, int, int]]] = [[]]
+    total = 0
+    for i, n in enumerate(sizes):
+        if n > limit:
+            batches += [[(i, a, min(a + int(limit), n))] for a in range(0, n, int(limit))] + [[]]
+            total = 0
+            continue
+        if total + n > limit:
+            batches.append([])
+            total = 0
+        batches[-1].append((i, 0, n))
+        total += n
+    return [batch for batch in batches if batch]
+
+# %% ../nbs/06_dals.ipynb #06_dals-056
+def flat(
+    x: Tensor,  # that lies row by row, or with its channels last
+) -> Tensor:  # the same memory as one vector
+    "A tensor in the order of its memory."
+    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
+
+def alike(
+    p: Tensor,  # a parameter
+    *others: Tensor,  # its gradient and its buffers
+) -> bool:
+    "Whether `flat` turns all of them into vectors in the same order."
+    dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
+    stride = p.stride()
+    return dense and all(x.stride() == stride for x in others)
+
+# %% ../nbs/06_dals.ipynb #06_dals-058
+def first_pass(
+    ps: list[Tensor],  # parameters of one dtype and device, each `alike` its gradient and buffers
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
     ms: list[Tensor],  # their momentum buffers, changed in place
     shares: list[float],  # weight of each raw gradient
+    *,
+    alpha: float,  # the filter's memory in this phase
+    momentum: float,  # mu
+    weight_decay: float,  # lambda
+) -> Tensor:  # norms of the parameters, and of their filtered gradients, [2, tensors]
+    "DALS step 3 and the momentum: all that can be done before the norms are known."
+    dtype, device = norm_dtype(ps[0].dtype), ps[0].device
+    batches = cache_sized(tuple(p.numel() for p in ps), CACHE if device.type == "cpu" else math.inf)
+    scratch = ps[0].new_empty(max((b - a for batch in batches if len(batch) == 1 for _, a, b in batch), default=0))
+    norms: list[Tensor] = []
+    for batch in batches:
+        if len(batch) == 1:
+            i, a, b = batch[0]
+            p, g, f, m = (flat(x[i])[a:b] for x in (ps, gs, fs, ms))
+            f.lerp_(g, 1 - alpha)
+            ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
+            if weight_decay:
+                ghat.add_(p, alpha=weight_decay)
+            torch.add(ghat, m, alpha=momentum, out=m)
+            lengths = [torch.dot(x, x).sqrt() if x.dtype == dtype else torch.linalg.vector_norm(x, dtype=dtype) for x in (p, ghat)]
+            norms.append(torch.stack(lengths)[:, None])
+            continue
+        inside = slice(batch[0][0], batch[-1][0] + 1)
+        p, g, f, m = ps[inside], gs[inside], fs[inside], ms[inside]
+        torch._foreach_lerp_(f, g, 1 - alpha)
+        ghats = torch._foreach_lerp(f, g, shares[inside])
+        if weight_decay:
+            torch._foreach_add_(ghats, p, alpha=weight_decay)
+        torch._foreach_mul_(m, momentum)
+        torch._foreach_add_(m, ghats)
+        norms.append(torch.stack(torch._foreach_norm([*p, *ghats], 2, dtype)).view(2, -1))
+    found = torch.cat(norms, 1)
+    owner = [i for batch in batches for i, _, _ in batch]
+    if len(owner) == len(ps):
+        return found
+    return found.new_zeros(2, len(ps)).index_add_(1, torch.tensor(owner, device=device), found.square()).sqrt()
+
+def second_pass(
+    ps: list[Tensor],  # parameters of one dtype and device, changed in place
+    ms: list[Tensor],  # their momentum buffers
+    rates: Tensor,  # what each is multiplied by, [tensors]
+) -> None:
+    "DALS step 5: move the parameters."
+    if rates.is_cpu:
+        for p, m, rate in zip(ps, ms, rates.tolist(), strict=True):
+            p.sub_(m, alpha=rate)
+    else:
+        torch._foreach_sub_(ps, torch._foreach_mul(ms, rates.unbind()))
+
+def foreach_step(
+    ps: list[Tensor],  # as in first_pass, changed in place
+    gs: list[Tensor],
+    fs: list[Tensor],  # changed in place
+    ms: list[Tensor],  # changed in place
+    shares: list[float],
     *,
     rate: float,  # the rest as in tensor_step
     alpha: float,
@@ -108,40 +206,14 @@ def foreach_step(
     trust: float,
     trust_clip: tuple[float, float],
     eps: float = 1e-8,
+    whole: Callable[[Tensor], Tensor] = lambda norms: norms,  # norms of whole tensors, where other processes hold the rest of them
 ) -> None:
-    "DALS steps 3 to 5 for many tensors at once."
-    torch._foreach_lerp_(fs, gs, 1 - alpha)
-    ghats = torch._foreach_lerp(fs, gs, shares)
-    if weight_decay:
-        torch._foreach_add_(ghats, ps, alpha=weight_decay)
-    norms = torch.stack(torch._foreach_norm([*ps, *ghats], 2, norm_dtype(ps[0].dtype)))
-    rates = rate * trust_ratio(norms[:len(ps)], norms[len(ps):], trust, trust_clip, eps)
-    torch._foreach_mul_(ms, momentum)
-    torch._foreach_add_(ms, ghats)
-    if rates.is_cpu:
-        for p, m, r in zip(ps, ms, rates.tolist(), strict=True):
-            p.sub_(m, alpha=r)
-    else:
-        torch._foreach_sub_(ps, torch._foreach_mul(ms, rates.unbind()))
+    "DALS steps 3 to 5 for many tensors at once, in two passes over the memory."
+    norms = whole(first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay))
+    second_pass(ps, ms, rate * trust_ratio(norms[0], norms[1], trust, trust_clip, eps))
 
-# %% ../nbs/06_dals.ipynb #06_dals-055
-CACHE = 2**18  # elements per batch on the CPU: the few arrays of a batch stay in the cache
-
-def cache_sized(
-    sizes: list[int],  # elements per tensor
-    limit: float = CACHE,  # elements per batch; a larger tensor is a batch of its own
-) -> list[slice]:  # consecutive batches that cover all tensors
-    "Cut a list of tensors into batches that fit into the cache, so that each is read from memory once."
-    cuts, total = [0], 0
-    for i, n in enumerate(sizes):
-        if total and total + n > limit:
-            cuts.append(i)
-            total = 0
-        total += n
-    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
-
-# %% ../nbs/06_dals.ipynb #06_dals-061
-RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds")
+# %% ../nbs/06_dals.ipynb #06_dals-063
+RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
 
 def check_group(
@@ -170,18 +242,80 @@ def check_group(
 
 def read_loss(
     loss: Tensor | float,  # one real number
-) -> float:
-    "The loss as a float; ValueError for anything that is not one real number."
+    stay: bool = False,  # whether a loss on a GPU is left there
+) -> Tensor | float:  # a float, or float64 of shape [] on the GPU
+    "The loss as a number; ValueError for anything that is not one real number."
     if isinstance(loss, Tensor):
         if loss.numel() != 1 or loss.is_complex():
             raise ValueError(f"The loss must be one real number, got {loss.dtype} of shape {tuple(loss.shape)}: reduce it first.")
-        return loss.item()
+        return loss.detach().reshape(()).to(torch.float64, copy=True) if stay and loss.is_cuda else loss.item()
     try:
         return float(loss)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The loss must be one real number, got {loss!r}.") from error
 
-# %% ../nbs/06_dals.ipynb #06_dals-062
+def read(
+    x: Tensor | float | None,  # a loss, or part of the run state
+) -> Any:  # NaN, which a GPU keeps for a loss average that has not begun, stays NaN
+    "A plain number, read from the GPU if it is there."
+    return x.item() if isinstance(x, Tensor) else x
+
+def average(
+    ema: Tensor | float | None,  # as the groups keep it
+) -> float | None:
+    "The loss average as a plain number; None where it has not begun."
+    ema = read(ema)
+    return None if ema is None or math.isnan(ema) else ema
+
+# %% ../nbs/06_dals.ipynb #06_dals-065
+def over_ranks(
+    losses: list[Tensor | float],  # observed by this process
+    place: torch.device,  # of the parameters
+) -> Tensor | float | None:  # mean over all processes; on the GPU if all losses are there; None where nobody observed anything
+    "One loss for all, so that every rank takes the same phase."
+    total, count = sum(losses), len(losses)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if place.type != "cuda":
+            place = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        numbers = [x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=place) for x in (total, count)]
+        pair = torch.stack(numbers)
+        distributed.all_reduce(pair)
+        if isinstance(total, Tensor):
+            return pair[0] / pair[1]
+        total, count = pair.tolist()
+    return total / count if count else None
+
+def dtensor() -> Any:
+    "The class DTensor where anybody has imported it, else None."
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+def local(
+    x: Tensor,  # a tensor, or this process's part of one that is split
+) -> Tensor:
+    "What this process holds."
+    split = dtensor()
+    return x.to_local() if split and isinstance(x, split) else x
+
+def over_shards(
+    norms: Tensor,  # of what this process holds, [2, tensors]
+    ps: list[Tensor],  # the parameters
+) -> Tensor:  # of the whole tensors
+    "Add up the squares of all parts of the parameters that are split over processes."
+    split, meshes = dtensor(), dict[Any, list[int]]()
+    for i, p in enumerate(ps if split else []):
+        if isinstance(p, split) and any(x.is_shard() for x in p.placements):
+            meshes.setdefault((p.device_mesh, tuple(x.is_shard() for x in p.placements)), []).append(i)
+    for (mesh, parts), index in meshes.items():
+        from torch.distributed.tensor import Partial, Replicate
+        every = len(index) == len(ps)  # then nothing is picked, which on a GPU would wait for it
+        mine = (norms if every else norms[:, index]).square()
+        whole = split.from_local(mine, mesh, [Partial() if part else Replicate() for part in parts], run_check=False).full_tensor().sqrt()
+        if every:
+            return whole
+        norms[:, index] = whole
+    return norms
+
+# %% ../nbs/06_dals.ipynb #06_dals-066
 class DALS(Optimizer):
     "SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (arXiv 2604.27295)."
 
@@ -201,11 +335,14 @@ class DALS(Optimizer):
         thresholds: tuple[float, float] | None = (0.01, 0.002),  # bounds of the phases; None: always phase 1, and no loss is needed
         filter_in_exploration: bool = True,  # False: phase 0 uses the raw gradient
         eps: float = 1e-8,  # keeps the trust ratio finite
-        foreach: bool | None = None,  # True: lists of tensors; False: the readable loop; None: lists, except for tensor subclasses
+        foreach: bool | None = None,  # False: the readable loop; None, True: lists, on CUDA kernels; None: not for tensor subclasses
+        capturable: bool = False,  # whether `step` may be captured in a CUDA graph: step count and schedule are then on the GPU
     ):
+        self.capturable = capturable
         self.total_steps, self.warmup, self.schedule, self.thresholds = total_steps, warmup, schedule, thresholds
-        self._losses: list[float] = []
-        self._last_lr: list[float] | None = None
+        self._losses: list[Tensor | float] = []
+        self._last_lr: list[Tensor | float] | None = None
+        self._kept: list[Any] = []  # what captured graphs point to
         self._warned = False
         self._curve = self._build_curve()
         if thresholds is not None and not thresholds[0] >= thresholds[1]:
@@ -239,9 +376,10 @@ class DALS(Optimizer):
     def memory(
         self,
         group: dict[str, Any],  # one of `param_groups`
+        phase: int,  # 0, 1 or 2
     ) -> float:  # alpha; 1 leaves the filter as it is
-        "The memory of the filter in this update."
-        return phase_alpha(group["alpha"], self.phase)
+        "The memory of the filter in a phase."
+        return phase_alpha(group["alpha"], phase)
 
     def add_param_group(
         self,
@@ -261,18 +399,18 @@ class DALS(Optimizer):
     @property
     def phase(self) -> int:
         "The phase of the last update: 0 exploration, 1 exploitation, 2 refinement."
-        return 1 if self.thresholds is None else self.param_groups[0]["phase"]
+        return 1 if self.thresholds is None else int(self.param_groups[0]["phase"])
 
     @property
     def loss_ema(self) -> float | None:
         "The running average of the loss; None before the first."
-        return self.param_groups[0]["loss_ema"]
+        return average(self.param_groups[0]["loss_ema"])
 
     def get_last_lr(self) -> list[float]:
         "The rate of each group in the last update (before the first: in the first), schedule included, trust ratio not."
         if self._last_lr is not None:
-            return list(self._last_lr)
-        s = self.factor(max(1, self.param_groups[0]["step"]))
+            return [float(lr) for lr in self._last_lr]
+        s = self.factor(max(1, int(self.param_groups[0]["step"])))
         return [group["lr"] * s for group in self.param_groups]
 
     def observe(
@@ -280,7 +418,7 @@ class DALS(Optimizer):
         loss: Tensor | float,  # loss of a (micro-)batch; what is observed between two steps is averaged
     ) -> None:
         "Tell the phase detector the loss, in loops that call `step()` without a closure."
-        self._losses.append(read_loss(loss))
+        self._losses.append(read_loss(loss, stay=self._kernels() is not None))
 
     @torch.no_grad()
     def step(
@@ -294,70 +432,150 @@ class DALS(Optimizer):
                 loss = closure()
             if loss is not None:
                 self.observe(loss)
-        tensors = self._tensors()
+        if self._skipped():
+            self._losses.clear()
+            return loss
+        rows = self._rows()
         if self.thresholds is not None:
-            if not self._losses:
-                if all(group["lr"] == 0 for group in self.param_groups):
-                    return loss
-                raise RuntimeError("DALS reads the loss of every step and has had none since the last one: call optimizer.step(closure) "
-                                   "with a closure that returns it, or optimizer.observe(loss) before optimizer.step(); "
-                                   "thresholds=None does without.")
-            ema, phase = detect(sum(self._losses) / len(self._losses), self.loss_ema, self.phase, self.thresholds)
-            for group in self.param_groups:
-                group.update(loss_ema=ema, phase=phase)
+            if not self._losses and all(group["lr"] == 0 for group in self.param_groups):
+                return loss
+            self._follow(over_ranks(self._losses, self.param_groups[0]["params"][0].device))
         self._losses.clear()
-        t = self.param_groups[0]["step"] + 1
-        s = self.factor(t)
+        s = self._advance()
         self._last_lr = [group["lr"] * s for group in self.param_groups]
-        for group in self.param_groups:
-            group["step"] = t
-        if self.schedule is not None and self.total_steps is not None and t > self.total_steps and not self._warned:
-            self._warned = True
-            warnings.warn(f"Update {t} lies beyond total_steps={self.total_steps}: the schedule stays where it ended, at {s:g} times the "
-                          "base rate. Give the optimizer the number of updates that the run really has.", stacklevel=3)
-        self._update(tensors, s)
+        self._update(rows, s)
         return loss
 
-    def _tensors(self) -> list[tuple[dict[str, Any], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]]:
-        "Per group what has a gradient: parameters, gradients, filtered gradients, momentum buffers; allocates missing state."
+    _step_supports_amp_scaling = True  # tells GradScaler to call `step` in any case, with `grad_scale` and `found_inf` set
+
+    def _skipped(self) -> bool:
+        "Undo GradScaler's factor; True where it found a gradient that is not finite, and the update is to be left out."
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if found is not None and found.item():
+            return True
+        if scale is not None:
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                local(p.grad).div_(scale.to(p.grad.device))
+        return False
+
+    def _kernels(self) -> Any:
+        "The module `dals.kernels` where the parameters are on a GPU that it can use, else None."
+        group = self.param_groups[0]
+        if group["foreach"] is False or not group["params"] or not group["params"][0].is_cuda:
+            return None
+        from dals import kernels
+        return kernels if kernels.usable(group["params"][0].device) else None
+
+    def _rows(self) -> list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, Tensor, Tensor]]]]:
+        "Per group what has a gradient: parameter, gradient, filtered gradient, momentum buffer; allocates missing state."
         found = []
         for group in self.param_groups:
-            ps = [p for p in group["params"] if p.grad is not None]
-            for p in ps:
+            rows = []
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if p.grad.is_sparse:
                     raise RuntimeError("DALS does not support sparse gradients: build the embedding with sparse=False.")
-                if not self.state[p]:
-                    self.state[p]["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            states = [self.state[p] for p in ps]
-            found.append((group, ps, [p.grad for p in ps], [x["filtered"] for x in states], [x["momentum_buffer"] for x in states]))
+                state = self.state[p]
+                if not state:
+                    state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                rows.append((p, p.grad, state["filtered"], state["momentum_buffer"]))
+            found.append((group, rows))
         return found
 
-    def _update(self, tensors: list[Any], s: float) -> None:
+    def _follow(self, loss: Tensor | float | None) -> None:
+        "Let the phase follow the loss, on the GPU where kernels can, and note it in every group."
+        if loss is None:
+            raise RuntimeError("DALS reads the loss of every step and has had none since the last one: call optimizer.step(closure) "
+                               "with a closure that returns it, or optimizer.observe(loss) before optimizer.step(); "
+                               "thresholds=None does without.")
+        assert self.thresholds is not None
+        ema, phase = (self.param_groups[0][name] for name in ("loss_ema", "phase"))
+        kernels = self._kernels()
+        if kernels and any(isinstance(x, Tensor) for x in (loss, ema, phase)):
+            ema, phase = kernels.detect(loss, ema, phase, self.thresholds, self.param_groups[0]["params"][0].device)
+        else:
+            ema, phase = detect(read(loss), average(ema), int(phase), self.thresholds)
+        for group in self.param_groups:
+            group.update(loss_ema=ema, phase=phase)
+
+    def _advance(self) -> Tensor | float:
+        "Count the update and return its s(t), a tensor on the GPU where it may be captured."
+        t = self.param_groups[0]["step"]
+        if self.capturable:
+            kernels, scheduled = self._kernels(), type(self).factor is not DALS.factor or self.schedule is not None
+            if not kernels or (scheduled and self.total_steps is None):
+                raise RuntimeError("capturable=True needs parameters on CUDA with Triton, and total_steps where there is a schedule, since "
+                                   "the schedule is then read from a table of that length.")
+            place = self.param_groups[0]["params"][0].device
+            t = t.add_(1) if isinstance(t, Tensor) else torch.full((1,), t + 1, device=place)
+            s: Any = 1.0
+            if scheduled:
+                assert self.total_steps is not None
+                table = kernels.numbers(tuple(self.factor(i) for i in range(1, self.total_steps + 1)), place, self._kept)
+                s = table.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
+        else:
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("A captured graph would repeat this update's place in the schedule: "
+                                   "build the optimizer with capturable=True.")
+            t, s = int(t) + 1, self.factor(int(t) + 1)
+            if self.schedule is not None and self.total_steps is not None and t > self.total_steps and not self._warned:
+                self._warned = True
+                warnings.warn(f"Update {t} lies beyond total_steps={self.total_steps}: the schedule stays where it ended, at {s:g} times "
+                              "the base rate. Give the optimizer the number of updates that the run really has.", stacklevel=4)
+        for group in self.param_groups:
+            group["step"] = t
+        return s
+
+    def _update(self, found: list[Any], s: Tensor | float) -> None:
         "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
-        batches: dict[Any, tuple[dict[str, Any], tuple[list[Any], ...]]] = {}
-        for group, *columns in tensors:
-            share = gradient_share(group["depth"]) if self.phase or group["filter_in_exploration"] else 1.0
-            options = {"rate": group["lr"] * s, "alpha": self.memory(group), "trust_clip": tuple(group["trust_clip"]),
-                       **{name: group[name] for name in ("momentum", "weight_decay", "trust", "eps")}}
-            alone = not all(type(p) in (Tensor, Parameter) for p in columns[0]) if group["foreach"] is None else not group["foreach"]
-            key = tuple(options.values())
-            for row in zip(*columns, strict=True):
-                if alone:
-                    tensor_step(*row, share=share, **options)
+        kernels, split = self._kernels(), dtensor()
+        together = (Tensor, Parameter) if split is None else (Tensor, Parameter, split)
+        batches: dict[Any, Any] = {}
+        for group, rows in found:
+            options = {name: group[name] for name in ("momentum", "weight_decay", "trust", "eps")}
+            options["trust_clip"] = tuple(group["trust_clip"])
+            alphas = tuple(self.memory(group, k) for k in range(3))
+            shares = tuple(gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in range(3))
+            loop = group["foreach"] is False or (group["foreach"] is None and not all(type(row[0]) in together for row in rows))
+            key = (alphas, group["lr"], *options.values())
+            for row in rows:
+                mine = row if split is None else tuple(map(local, row))
+                if loop or not alike(*mine):
+                    k = self.phase
+                    tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k], **options)
                     continue
-                _, batch = batches.setdefault((row[0].dtype, row[0].device, key), (options, ([], [], [], [], [])))
-                for column, x in zip(batch, (*row, share), strict=True):
+                batch = batches.setdefault((mine[0].dtype, mine[0].device, key), (group["lr"], alphas, options, [[] for _ in range(6)]))[-1]
+                for column, x in zip(batch, (*mine, shares, row[0]), strict=True):
                     column.append(x)
-        for (_, device, _), (options, batch) in batches.items():
-            for part in cache_sized([p.numel() for p in batch[0]], CACHE if device.type == "cpu" else math.inf):
-                foreach_step(*(column[part] for column in batch), **options)
+        for (_, device, _), (lr, alphas, options, (ps, gs, fs, ms, shares, owners)) in batches.items():
+            options["whole"] = partial(over_shards, ps=owners)
+            if kernels and kernels.usable(device):
+                phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
+                kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
+            else:
+                k = self.phase
+                foreach_step(ps, gs, fs, ms, [share[k] for share in shares], rate=float(lr * s), alpha=alphas[k], **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group.update(step=int(group["step"]), phase=int(group["phase"]), loss_ema=average(group["loss_ema"]))
+        return state
 
     def load_state_dict(
         self,
         state_dict: dict[str, Any],  # from `state_dict()`: tensors and plain numbers
     ) -> None:
-        "Continue where another optimizer stopped: buffers, options of the groups, step count, loss average and phase."
+        "Continue where another optimizer stopped; ValueError that says which groups do not fit."
+        theirs, ours = ([len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        if len(theirs) != len(ours):
+            raise ValueError(f"The state has {len(theirs)} parameter groups, this optimizer {len(ours)}: build it with the same groups.")
+        for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+            if a != b:
+                raise ValueError(f"Group {i} has {a} parameters in the state and {b} in this optimizer: build it with the same groups.")
         super().load_state_dict(state_dict)
         self._last_lr = None
         self._losses.clear()
@@ -373,7 +591,7 @@ class DALS(Optimizer):
                 group.setdefault(name, value)
         self._curve = self._build_curve()
 
-# %% ../nbs/06_dals.ipynb #06_dals-068
+# %% ../nbs/06_dals.ipynb #06_dals-072
 class DALSFast(DALS):
     "DALS in a hurry: a higher rate, a shorter warmup, less momentum, and no filter in phase 0."
 
@@ -391,7 +609,7 @@ class DALSFast(DALS):
         super().__init__(params, lr, total_steps=total_steps, momentum=momentum, warmup=warmup,
                          filter_in_exploration=filter_in_exploration, **options)
 
-# %% ../nbs/06_dals.ipynb #06_dals-070
+# %% ../nbs/06_dals.ipynb #06_dals-074
 class DALSAcc(DALS):
     "DALS that takes its time: cosine with warm restarts, more weight decay, a longer memory."
 

@@ -185,9 +185,9 @@ class FromZero(DALS):
 class StaleFast(DALSFast):
     "DALS-Fast whose filter does not follow while it is not used."
 
-    def memory(self, group: dict[str, Any]) -> float:
+    def memory(self, group: dict[str, Any], phase: int) -> float:
         "1 in phase 0, so that the filter stays as it is."
-        return super().memory(group) if self.phase else 1.0
+        return super().memory(group, phase) if phase else 1.0
 
 
 class FromZeroFast(FromZero, DALSFast):
@@ -201,9 +201,9 @@ class FromZeroStaleFast(FromZero, StaleFast):
 class LongAcc(DALSAcc):
     "DALS-Acc with a longer memory in phase 0."
 
-    def memory(self, group: dict[str, Any]) -> float:
+    def memory(self, group: dict[str, Any], phase: int) -> float:
         "max(0.4, alpha - 0.15) in phase 0."
-        return super().memory(group) if self.phase else max(0.4, group["alpha"] - 0.15)
+        return super().memory(group, phase) if phase else max(0.4, group["alpha"] - 0.15)
 
 # %% ../nbs/08_released.ipynb #08_released-070
 RELEASED: dict[str, Composition] = dict(COMPOSITIONS["paper"])  # Fixed SGD and Cosine Decay SGD stay as they are

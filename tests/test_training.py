@@ -252,7 +252,8 @@ def test_replayed_graphs_of_texts_agree_up_to_dropout():
     model, split = task.model().cuda().train(), task.load("smoke").train.to(torch.device("cuda"))
     quick = faster(task, model, texts=True)
     (inputs, labels), *_ = split.batches(32)
-    assert not torch.equal(quick.logits(model, *inputs), quick.logits(model, *inputs))
+    first = quick.logits(model, *inputs).clone() # a graph answers in the same place every time
+    assert not torch.equal(first, quick.logits(model, *inputs))
     quick = faster(task, model, texts=True)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
