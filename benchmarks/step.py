@@ -1,6 +1,6 @@
 """What does a step of DALS cost? Its time and memory beside other optimizers, in turn, on parameters of real shapes.
 
-    python benchmarks/step.py                       # all, about ten minutes; writes benchmarks/step.md
+    python benchmarks/step.py                       # all, about five minutes; writes benchmarks/step.md
     python benchmarks/step.py --device cuda         # the same on a GPU; writes benchmarks/step-cuda.md
     python benchmarks/step.py --only mlp memory     # some of it, printed
 """
@@ -106,6 +106,8 @@ SIDES: dict[str, Callable[[list[dict]], Optimizer]] = {
 GOALS = {("distilbert", "cpu"): {FOREACH: 0.45, FUSED: 2.5}, ("mlp", "cpu"): {FOREACH: 0.7},
          **{(name, "cuda"): {FUSED: 1.6} for name in MODELS}}
 BUFFERS = 2.0 # and the most floats per parameter that it may keep between steps
+LARS_WRITES = "LARS of pytorch_optimizer uses the gradients as scratch space, the others leave them as they are."
+NO_RIVALS = "LARS and Lamb of pytorch_optimizer are not measured: the package is missing here."
 
 
 def available_sides() -> dict[str, Callable[[list[dict]], Optimizer]]:
@@ -260,9 +262,8 @@ On {device_name(place)}, {platform.system()}, {", ".join([f"torch {torch.__versi
 Parameters and gradients are random, in single precision and in the shapes of the models named; all optimizers move the same parameters,
 one after the other, in {rounds} rounds. A time is that of several steps in a row, per step, after one that does not count; the table shows
 its median over rounds. A ratio is taken within a round; shown are its median and in brackets the lowest and the highest. DALS stands for
-the path that it takes by default, on the groups of `layer_groups`, with a loss before every step{on_gpu}; the others have one group. LARS
-of pytorch_optimizer uses the gradients as scratch space, the others leave them as they are. Goals stand beside the numbers that they are
-about.
+the path that it takes by default, on the groups of `layer_groups`, with a loss before every step{on_gpu}; the others have one group. Goals
+stand beside the numbers that they are about. {LARS_WRITES if len(available_sides()) == len(SIDES) else NO_RIVALS}
 """]
     if cuda:
         lines.append(f'No synchronisation in a step of DALS, by `torch.cuda.set_sync_debug_mode("error")`: {synchronization(place)}.\n')

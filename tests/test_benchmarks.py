@@ -53,9 +53,9 @@ def test_a_step_is_timed_beside_others_and_held_against_its_goals(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if line.startswith("| MLP")]
     assert [row[1] for row in rows] == ["1"] * (len(rows) // 2) + ["2"] * (len(rows) // 2)
-    for rows in (rows[:len(rows) // 2], rows[len(rows) // 2:]):
-        cells = {row[2]: row[3:] for row in rows}
-        assert len(cells) == len(rows) and {"DALS", "DALS, foreach=False", "AdamW, foreach", "AdamW, fused"} < cells.keys()
+    for half in (rows[:len(rows) // 2], rows[len(rows) // 2:]):
+        cells = {row[2]: row[3:] for row in half}
+        assert len(cells) == len(half) and {"DALS", "DALS, foreach=False", "AdamW, foreach", "AdamW, fused"} < cells.keys()
         assert cells["AdamW, foreach"][1] == "1" and cells["AdamW, fused"][2] == "1"
         ratio, goal = cells["DALS"][1].split("; ")
         middle, low, high = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", ratio).groups())
