@@ -28,7 +28,7 @@ from .tasks import Data, Split, Task, get_task
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
-           'seed_everything', 'planned', 'record', 'faster', 'fit']
+           'seed_everything', 'planned', 'record', 'Forward', 'replayed', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -107,7 +107,7 @@ class Run:
     finished: str # ISO 8601, UTC
     variant: str | None = None # what an experiment varied
     precision: str = "float32" # of the products: "float32" or "bfloat16", which is autocast; weights are float32
-    compiled: bool = False # whether the forward pass was compiled
+    compiled: bool = False # whether the model was compiled; on CUDA: whether its passes were captured as graphs and replayed
     together: int = 1 # seeds that were trained at once, in one batched model
     peak_memory: int | None = None # MiB that the process held at most during the run, on CUDA that its tensors did; None: not measured
     schema: int = 2 # of this record
@@ -235,19 +235,53 @@ def record(
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"), **asked)
 
 
+class Forward(nn.Module):
+    "A model and the way its logits come out, as one module"
+    def __init__(
+        self,
+        model: nn.Module, # whose parameters it has
+        logits: Callable[..., Tensor], # from a model and the inputs of a batch
+    ):
+        super().__init__()
+        self.model, self.logits = model, logits
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        "The logits of a batch"
+        return self.logits(self.model, *inputs)
+
+
+def replayed(
+    logits: Callable[..., Tensor], # from a model and the inputs of a batch
+    texts: bool, # whether the shape changes from batch to batch
+) -> Callable[..., Tensor]: # the same; in training, both passes over a shape are captured as CUDA graphs once and replayed from then on
+    "A small model waits for the CPU to start its many kernels; a graph starts them all at once"
+    graphs: dict[torch.Size, Any] = {}
+
+    def replay(model: nn.Module, *inputs: Tensor) -> Tensor:
+        if not model.training:
+            return logits(model, *inputs)
+        if texts: # a few widths are enough
+            inputs = tuple(F.pad(x, (0, -x.shape[1] % 8)) for x in inputs)
+        shape = inputs[0].shape
+        if shape not in graphs:
+            graphs[shape] = torch.cuda.make_graphed_callables(Forward(model, logits), tuple(x.clone() for x in inputs))
+        return graphs[shape](*inputs)
+    return replay
+
+
 def faster(
     task: Task, # whose logits shall come sooner
     model: nn.Module, # on its device
     texts: bool, # whether the shape changes from batch to batch
 ) -> Task: # with other logits, everything else as it was
-    "The fast path: products of texts in bfloat16, everything else compiled; weights, loss and update stay in float32"
-    forward = model if texts else torch.compile(model)
+    "The fast path: texts in bfloat16, pictures and points compiled, on CUDA both replayed; weights, loss and update stay in float32"
     kind = next(model.parameters()).device.type
+    forward = model if texts or kind == "cuda" else torch.compile(model)
 
     def logits(model: nn.Module, *inputs: Tensor) -> Tensor:
-        with torch.autocast(kind, torch.bfloat16, enabled=texts):
+        with torch.autocast(kind, torch.bfloat16, enabled=texts, cache_enabled=False): # a graph could not keep the cache
             return task.logits(forward, *inputs).float()
-    return replace(task, logits=logits)
+    return replace(task, logits=replayed(logits, texts) if kind == "cuda" else logits)
 
 
 def fit(
@@ -298,4 +332,5 @@ def fit(
     config["steps_per_epoch"] = steps_per_epoch
     return record(task, data, config, history, place, strategy=chosen.name, protocol=protocol, profile=profile, seed=seed,
                   diverged=diverged, seconds=round(seconds, 3), peak_memory=peak,
-                  precision="bfloat16" if fast and texts else "float32", compiled=fast and not texts)
+                  precision="bfloat16" if fast and texts else "float32",
+                  compiled=fast and (place.type == "cuda" or not texts))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dals
 from dals.strategies import STRATEGIES
 from dals.tasks import Budget, Data, Split, Task, available, get_task
-from dals.training import Run, accuracy, commit, fit
+from dals.training import Run, accuracy, commit, faster, fit
 
 STAND_IN = "trec6+minilm-l6"
 
@@ -230,3 +230,37 @@ def test_the_peak_of_memory_is_that_of_the_run():
         return x + torch.zeros(200 << 18)[:1] # 200 MiB for a moment
     assert 150 < fit(replace(task, augment=hungry), "AdamW", profile="smoke").peak_memory - (first - 100) < 250
     assert abs(fit(task, "AdamW", profile="smoke").peak_memory - (first - 100)) < 60 # the peak of an earlier run is forgotten
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("strategy", ["AdamW", "DALS", "SAM"])
+def test_replayed_graphs_agree_with_plain_passes(strategy):
+    plain, fast = (fit("synthetic-released", strategy, profile="smoke", device="cuda", fast=fast) for fast in (False, True))
+    assert (plain.compiled, fast.compiled, fast.precision) == (False, True, "float32")
+    for one, other in zip(plain.history, fast.history, strict=True):
+        assert abs(one["train_loss"] - other["train_loss"]) < 1e-4 * one["train_loss"]
+        assert abs(one["test_accuracy"] - other["test_accuracy"]) < 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_replayed_graphs_of_texts_agree_up_to_dropout():
+    "Each replay draws fresh dropout; without dropout loss and gradients are those of the plain passes, as far as bfloat16 goes."
+    if sentence := available(STAND_IN):
+        pytest.skip(sentence)
+    task = get_task(STAND_IN)
+    torch.manual_seed(0)
+    model, split = task.model().cuda().train(), task.load("smoke").train.to(torch.device("cuda"))
+    quick = faster(task, model, texts=True)
+    (inputs, labels), *_ = split.batches(32)
+    assert not torch.equal(quick.logits(model, *inputs), quick.logits(model, *inputs))
+    quick = faster(task, model, texts=True)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    plain, replayed = ([], [])
+    for logits, found in ((task.logits, plain), (quick.logits, replayed), (quick.logits, replayed)):
+        model.zero_grad()
+        loss = F.cross_entropy(logits(model, *inputs), labels)
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()))
+    assert replayed[0] == pytest.approx(plain[0], rel=2**-6) and replayed[1] == pytest.approx(replayed[0], rel=1e-3)
