@@ -196,7 +196,8 @@ def floats(side: str, device: str) -> tuple[float, float]: # per parameter: kept
     "In a fresh process: what the operating system, or torch on CUDA, counts beyond parameters and gradients of DistilBERT's shapes"
     torch.set_num_threads(1)
     place = torch.device(device)
-    for name in ("mlp", "distilbert"): # small ones first, so that code and libraries are loaded
+
+    def once(name: str) -> tuple[float, float]:
         groups = MODELS[name].groups(place)
         count = sum(p.numel() for p in parameters(groups))
         before = peak_memory(place, start=True)
@@ -205,9 +206,11 @@ def floats(side: str, device: str) -> tuple[float, float]: # per parameter: kept
         held = peak_memory(place, start=True)
         step()
         peak = peak_memory(place)
-    if before is None or held is None or peak is None:
-        return math.nan, math.nan
-    return (held - before) * 2**18 / count, (peak - held) * 2**18 / count
+        if before is None or held is None or peak is None:
+            return math.nan, math.nan
+        return (held - before) * 2**18 / count, (peak - held) * 2**18 / count
+    once("mlp") # so that code and libraries are loaded
+    return once("distilbert")
 
 
 def memory_of(place: torch.device, command: str) -> list[str]:

@@ -38,7 +38,7 @@ def serve(rank, store, pipe):
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT / 2))
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT / 2))
     while True:
         work, arguments = pipe.recv()
         try:
@@ -218,6 +218,34 @@ def test_fsdp_goes_where_one_process_goes(on_two_ranks, foreach):
     assert rows != other_rows and 0 in other_rows # uneven, and a tensor of which one rank holds nothing
     assert groups == [(group["name"], group["depth"], len(group["params"])) for group in layer_groups(words())]
     meets(first, alone(), 1e-5)
+
+
+def overflow(rank):
+    "As fsdp, with scaled losses; in step 7 the gradients overflow where only rank 1 holds them."
+    model = shard(words())
+    optimizer, scaler = dals(model), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    history, scales = [], []
+    for step in range(1, 21):
+        ids, targets = batch(step)
+        loss = F.mse_loss(model(ids[4 * rank:4 * rank + 4]), targets[4 * rank:4 * rank + 4])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if step == 7 and rank == 1:
+            next(model.parameters()).grad.to_local().fill_(math.inf)
+        optimizer.observe(loss)
+        scaler.step(optimizer)
+        scaler.update()
+        history.append((optimizer.phase, float(optimizer.loss_ema)))
+        scales.append(scaler.get_scale())
+    return (history, values(model)), scales
+
+
+def test_fsdp_skips_a_step_with_its_loss_on_every_rank_when_one_overflows(on_two_ranks):
+    (first, scales), (second, others) = on_two_ranks(overflow)
+    assert first == second and scales == others == [2.0**8] * 6 + [2.0**7] * 14
+    model = words()
+    history = train(model, dals(model), [step for step in range(1, 21) if step != 7])
+    meets(first, (history[:6] + history[5:], values(model)), 1e-5)
 
 
 # Checkpoints
