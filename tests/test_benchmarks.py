@@ -1,5 +1,6 @@
 "The benchmark runs, at a size that says nothing about speed."
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,22 @@ def test_memory_is_told_for_every_stage(tmp_path):
     [row] = [line for line in out.read_text().splitlines() if line.startswith("| `synthetic`")]
     read, trained, evaluated = map(float, row.split("|")[4:7])
     assert "6,400 + 1,600" in row and 0.1 < read <= trained <= evaluated < 6 # GiB; a peak never falls
+
+
+def test_a_step_is_timed_beside_others_and_held_against_its_goals(tmp_path):
+    out = tmp_path / "page.md"
+    done = benchmark("step.py", "--only", "mlp", "--rounds", "2", "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if line.startswith("| MLP")]
+    assert [row[1] for row in rows] == ["1"] * (len(rows) // 2) + ["2"] * (len(rows) // 2)
+    for half in (rows[:len(rows) // 2], rows[len(rows) // 2:]):
+        cells = {row[2]: row[3:] for row in half}
+        assert len(cells) == len(half) and {"DALS", "DALS, foreach=False", "AdamW, foreach", "AdamW, fused"} < cells.keys()
+        assert cells["AdamW, foreach"][1] == "1" and cells["AdamW, fused"][2] == "1"
+        ratio, goal = cells["DALS"][1].split("; ")
+        middle, low, high = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", ratio).groups())
+        assert 0 < low <= middle <= high and goal.startswith("at most 0.7: ")
+        assert middle == 0.7 or goal.endswith("met" if middle < 0.7 else "missed") # 0.70 may be either, before it was rounded
+        for name, row in cells.items():
+            assert float(row[0]) > 0 and (";" in "".join(row)) == (name == "DALS"), row
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]

@@ -1,0 +1,310 @@
+"""What does a step of DALS cost? Its time and memory beside other optimizers, in turn, on parameters of real shapes.
+
+    python benchmarks/step.py                       # all, about five minutes; writes benchmarks/step.md
+    python benchmarks/step.py --device cuda         # the same on a GPU; writes benchmarks/step-cuda.md
+    python benchmarks/step.py --only mlp memory     # some of it, printed
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from dals import DALS, layer_groups
+from dals.tasks import get_task
+from dals.training import device_name, peak_memory
+
+TOTAL = 10**6 # updates in the run that DALS is told of: more than are made here
+DECAY = 1e-4 # weight decay of every optimizer
+
+
+def mlp() -> nn.Module:
+    return get_task("synthetic-released").model()
+
+
+def convnet() -> nn.Module:
+    return get_task("cifar10").model()
+
+
+def minilm() -> nn.Module:
+    from transformers import BertConfig, BertModel
+    return BertModel(BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+                     add_pooling_layer=False)
+
+
+def distilbert() -> nn.Module:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+    return DistilBertForSequenceClassification(DistilBertConfig(num_labels=2))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    "Where the parameters' shapes come from"
+    what: str
+    build: Callable[[], nn.Module]
+    steps: int # timed at a time
+
+    def groups(self, place: torch.device) -> list[dict]:
+        "The layer groups of the model with random parameters and gradients, about as long as in training"
+        with torch.device("meta"):
+            groups = layer_groups(self.build())
+        torch.manual_seed(0)
+        for group in groups:
+            group["params"] = [nn.Parameter(0.02 * torch.randn_like(p, device=place)) for p in group["params"]]
+            for p in group["params"]:
+                p.grad = 0.02 * torch.randn_like(p)
+        return groups
+
+
+MODELS = {"mlp": Shapes("MLP of synthetic-released", mlp, 200), "convnet": Shapes("ConvNet of cifar10", convnet, 50),
+          "minilm": Shapes("MiniLM-L6", minilm, 5), "distilbert": Shapes("DistilBERT", distilbert, 3)}
+
+
+def parameters(groups: Iterable[dict]) -> list[nn.Parameter]:
+    return [p for group in groups for p in group["params"]]
+
+
+def theirs(name: str) -> Callable[[list[dict]], Optimizer]:
+    "An optimizer of pytorch_optimizer"
+    def build(groups: list[dict]) -> Optimizer:
+        import pytorch_optimizer
+        return getattr(pytorch_optimizer, name)(parameters(groups), lr=1e-5, weight_decay=DECAY)
+    return build
+
+
+def ours(**options) -> Callable[[list[dict]], Optimizer]:
+    "DALS, with group dictionaries of its own: an optimizer writes into them"
+    return lambda groups: DALS([{**group} for group in groups], total_steps=TOTAL, weight_decay=DECAY, **options)
+
+
+OURS, FOREACH, FUSED = "DALS", "AdamW, foreach", "AdamW, fused"
+SIDES: dict[str, Callable[[list[dict]], Optimizer]] = {
+    OURS: ours(), "DALS, foreach=False": ours(foreach=False),
+    FOREACH: lambda groups: AdamW(parameters(groups), lr=1e-5, weight_decay=DECAY, foreach=True),
+    FUSED: lambda groups: AdamW(parameters(groups), lr=1e-5, weight_decay=DECAY, fused=True),
+    "SGD with momentum, foreach": lambda groups: SGD(parameters(groups), lr=1e-5, momentum=0.9, weight_decay=DECAY, foreach=True),
+    "LARS of pytorch_optimizer": theirs("LARS"),
+    "Lamb of pytorch_optimizer": theirs("Lamb")}
+
+# (shapes, device): the most that DALS may take, as a fraction of the time of another
+GOALS = {("distilbert", "cpu"): {FOREACH: 0.45, FUSED: 2.5}, ("mlp", "cpu"): {FOREACH: 0.7},
+         **{(name, "cuda"): {FUSED: 1.6} for name in MODELS}}
+BUFFERS = 2.0 # and the most floats per parameter that it may keep between steps
+LARS_WRITES = "LARS of pytorch_optimizer uses the gradients as scratch space, the others leave them as they are."
+NO_RIVALS = "LARS and Lamb of pytorch_optimizer are not measured: the package is missing here."
+
+
+def available_sides() -> dict[str, Callable[[list[dict]], Optimizer]]:
+    "All but those whose package is missing"
+    there = importlib.util.find_spec("pytorch_optimizer") is not None
+    return {name: build for name, build in SIDES.items() if there or "pytorch_optimizer" not in name}
+
+
+def missing(name: str) -> str | None:
+    "The package without which there are no such shapes"
+    return "transformers" if name in ("minilm", "distilbert") and importlib.util.find_spec("transformers") is None else None
+
+
+def stepping(optimizer: Optimizer, place: torch.device) -> Callable[[], None]:
+    "One step; DALS is told a loss before it, which lies where a training loop has it"
+    if not isinstance(optimizer, DALS):
+        return optimizer.step
+    loss = torch.ones((), device=place) if place.type == "cuda" else 1.0
+
+    def step() -> None:
+        optimizer.observe(loss)
+        optimizer.step()
+    return step
+
+
+def synchronize(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def milliseconds(step: Callable[[], None], steps: int, place: torch.device) -> float:
+    "Per step, after one that does not count"
+    step()
+    synchronize(place)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(place)
+    return 1000 * (time.perf_counter() - started) / steps
+
+
+def measure(shapes: Shapes, place: torch.device, threads: list[int], rounds: int) -> tuple[int, dict[int, dict[str, list[float]]]]:
+    "The number of parameters, and for each number of threads and optimizer the time per step in each round"
+    groups = shapes.groups(place)
+    params = parameters(groups)
+    grads = [p.grad.clone() for p in params]
+    steps = {name: stepping(build(groups), place) for name, build in available_sides().items()}
+    times: dict[int, dict[str, list[float]]] = {n: {name: [] for name in steps} for n in threads}
+    for step in steps.values(): # allocate the state, compile what is compiled
+        step()
+    for _, n in itertools.product(range(rounds), threads):
+        torch.set_num_threads(n)
+        for name, step in steps.items():
+            torch._foreach_copy_([p.grad for p in params], grads) # some write into them
+            times[n][name].append(milliseconds(step, shapes.steps, place))
+    return sum(p.numel() for p in params), times
+
+
+def verdict(value: float, goal: float) -> str:
+    return f"at most {goal:g}: {'met' if value <= goal else 'missed'}"
+
+
+def times_of(name: str, place: torch.device, threads: list[int], rounds: int, command: str) -> list[str]:
+    "Rows of the table of times"
+    shapes = MODELS[name]
+    if package := missing(name):
+        return [f"| {shapes.what}: not measured, {package} is missing | | | | | | |"]
+    count, times = measure(shapes, place, threads, rounds)
+    rows = []
+    for n, by_side in times.items():
+        for side, mine in by_side.items():
+            cells = []
+            for rival in (FOREACH, FUSED):
+                ratios = [a / b for a, b in zip(mine, by_side[rival], strict=True)]
+                middle = statistics.median(ratios)
+                cell = "1" if side == rival else f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                if side == OURS and (goal := GOALS.get((name, place.type), {}).get(rival)):
+                    cell = f"{cell}; {verdict(middle, goal)}"
+                cells.append(cell)
+            rows.append(f"| {shapes.what}, {count:,} parameters | {n} | {side} | {statistics.median(mine):.3f} | {' | '.join(cells)} "
+                        f"| `{command} --only {name}` |")
+    return rows
+
+
+def floats(side: str, device: str) -> tuple[float, float]: # per parameter: kept between steps, and held beside that during a step
+    "In a fresh process: what the operating system, or torch on CUDA, counts beyond parameters and gradients of DistilBERT's shapes"
+    torch.set_num_threads(1)
+    place = torch.device(device)
+
+    def once(name: str) -> tuple[float, float]:
+        groups = MODELS[name].groups(place)
+        count = sum(p.numel() for p in parameters(groups))
+        before = peak_memory(place, start=True)
+        step = stepping(available_sides()[side](groups), place)
+        step()
+        held = peak_memory(place, start=True)
+        step()
+        peak = peak_memory(place)
+        if before is None or held is None or peak is None:
+            return math.nan, math.nan
+        return (held - before) * 2**18 / count, (peak - held) * 2**18 / count
+    once("mlp") # so that code and libraries are loaded
+    return once("distilbert")
+
+
+def memory_of(place: torch.device, command: str) -> list[str]:
+    "Rows of the table of memory"
+    if package := missing("distilbert"):
+        return [f"| not measured, {package} is missing | | | | |"]
+    rows = []
+    for side in available_sides():
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            kept, extra = pool.submit(floats, side, place.type).result()
+        goal = f"; {verdict(round(kept, 1), BUFFERS)}" if side.startswith("DALS") else ""
+        rows.append(f"| {side} | {kept:.2f}{goal} | {extra:.2f} | {kept + extra:.2f} | `{command} --only memory` |")
+    return rows
+
+
+@contextmanager
+def returned_memory():
+    "In processes started here, glibc gives freed memory back at once instead of keeping it for reuse"
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    try:
+        yield
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+
+
+def synchronization(place: torch.device) -> str:
+    "Whether a step of DALS waits for the GPU, as torch sees it"
+    step = stepping(SIDES[OURS](MODELS["mlp"].groups(place)), place)
+    step() # allocates the state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step()
+    except RuntimeError as error:
+        return f"missed ({str(error).splitlines()[0]})"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "met"
+
+
+def page(only: list[str], place: torch.device, rounds: int) -> str:
+    "The page as Markdown"
+    cuda = place.type == "cuda"
+    on_gpu, counted = (" that lies on the GPU", "torch counts") if cuda else ("", "the operating system counts")
+    command = "python benchmarks/step.py" + (" --device cuda" if cuda else "")
+    threads = [1] if cuda else [1, 2]
+    packages = [f"{name} {version(name)}" for name in ("transformers", "pytorch_optimizer") if importlib.util.find_spec(name)]
+    lines = [f"""# One step of the optimizer{", on a GPU" if cuda else ""}
+
+On {device_name(place)}, {platform.system()}, {", ".join([f"torch {torch.__version__}", *packages])}.
+
+Parameters and gradients are random, in single precision and in the shapes of the models named; all optimizers move the same parameters,
+one after the other, in {rounds} rounds. A time is that of several steps in a row, per step, after one that does not count; the table shows
+its median over rounds. A ratio is taken within a round; shown are its median and in brackets the lowest and the highest. DALS stands for
+the path that it takes by default, on the groups of `layer_groups`, with a loss before every step{on_gpu}; the others have one group. Goals
+stand beside the numbers that they are about. {LARS_WRITES if len(available_sides()) == len(SIDES) else NO_RIVALS}
+"""]
+    if cuda:
+        lines.append(f'No synchronisation in a step of DALS, by `torch.cuda.set_sync_debug_mode("error")`: {synchronization(place)}.\n')
+    models = [name for name in only if name in MODELS]
+    if models:
+        lines += ["## Time", "", f"| parameters | threads | optimizer | ms per step | times {FOREACH} | times {FUSED} | command |",
+                  "| --- | --- | --- | --- | --- | --- | --- |"]
+        for name in models:
+            print(f"{name} ...", flush=True)
+            lines += times_of(name, place, threads, rounds, command)
+        lines.append("")
+    if "memory" in only:
+        print("memory ...", flush=True)
+        with returned_memory():
+            rows = memory_of(place, command)
+        lines += ["## Memory", "", f"Floats per parameter beyond parameters and gradients, as {counted} them, DistilBERT's shapes, each "
+                  "optimizer in a process of its own: kept from one step to the next, and held beside that at the worst moment of a step.",
+                  "", "| optimizer | kept | during a step | together | command |",
+                  "| --- | --- | --- | --- | --- |", *rows, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    choices = [*MODELS, "memory"]
+    parser = argparse.ArgumentParser(description="Measure a step of DALS beside other optimizers, in turn.")
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="shapes to time, or memory")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="file to write; without it a full run writes step.md or step-cuda.md beside this file")
+    options = parser.parse_args(arguments)
+    text = page(options.only, torch.device(options.device), options.rounds)
+    print(text)
+    own = "step-cuda.md" if options.device == "cuda" else "step.md"
+    if out := options.out or (Path(__file__).with_name(own) if len(options.only) == len(choices) else None):
+        part = out.with_name(out.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, out)
+
+
+if __name__ == "__main__":
+    main()
