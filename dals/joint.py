@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .adaptive import evaluate, gradients, require
+from .adaptive import Strict, evaluate, gradients, require, uncaptured, wide
 from .schedule import Schedule
 
 # %% ../nbs/05_joint.ipynb #05_joint-010
@@ -33,8 +33,14 @@ def stlr(
     return factor
 
 # %% ../nbs/05_joint.ipynb #05_joint-033
-class Lion(Optimizer):
-    """Steps of the same length for every weight: the sign of an averaged gradient (Chen et al. 2023, arXiv 2302.06675)."""
+class Lion(Strict):
+    """Steps of the same length for every weight: the sign of an averaged gradient (Chen et al. 2023, arXiv 2302.06675).
+
+    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    """
+
+    buffers = ("mean",)
+    at_least_0, shares = ("lr", "weight_decay"), ("betas",)
 
     def __init__(
         self,
@@ -43,33 +49,25 @@ class Lion(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),  # share of the memory in the step, and in the next memory; each in [0, 1)
         weight_decay: float = 0.0,  # decoupled: a step also shrinks weights by lr * weight_decay
     ):
-        require(lr >= 0, f"lr must be at least 0, not {lr}.")
-        require(all(0 <= beta < 1 for beta in betas), f"Both betas must lie in [0, 1), not {betas}.")
-        require(weight_decay >= 0, f"weight_decay must be at least 0, not {weight_decay}.")
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Evaluate the closure if there is one, move every weight that has a gradient, return the loss."""
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            for p, grad in gradients(group):
-                state = self.state[p]
-                if not state:
-                    state["mean"] = torch.zeros_like(p)
-                mean = state["mean"]
-                p.mul_(1 - lr * group["weight_decay"])
-                p.sub_(lr * mean.lerp(grad, 1 - beta1).sign())
-                mean.lerp_(grad, 1 - beta2)
-        return loss
+    def move(self, p: torch.Tensor, grad: torch.Tensor, mean: torch.Tensor, group: dict[str, Any]) -> None:
+        """Move one tensor by its gradient and its memory, which is changed in place."""
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        p.mul_(1 - lr * group["weight_decay"])
+        p.sub_(lr * mean.lerp(grad, 1 - beta1).sign())
+        mean.lerp_(grad, 1 - beta2)
 
 # %% ../nbs/05_joint.ipynb #05_joint-043
-class Wrapper(Optimizer):
-    """An optimizer around another: groups and rates are the base's own, the state dict holds both."""
+class Wrapper(Strict):
+    """An optimizer around another: groups and rates are the base's own, the state dict holds both.
+
+    Options are the base's, a tensor lr, foreach, fused and maximize too; no capturable, no differentiable.
+    """
 
     base: Optimizer
     scalars: tuple[str, ...] = ()  # names of the attributes that belong into the state dict
+    refuses: tuple[str, ...] = ("capturable", "differentiable")
 
     def __init__(
         self,
@@ -77,7 +75,9 @@ class Wrapper(Optimizer):
     ):
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps an optimizer that is already built, not {type(base).__name__}.")
-        self.__setstate__({"base": base, "defaults": base.defaults, "state": defaultdict(dict)})
+        self.__setstate__({"base": base, "defaults": {**base.defaults}, "state": defaultdict(dict)})
+        for group in self.param_groups:
+            self.check(group)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -85,8 +85,9 @@ class Wrapper(Optimizer):
         return self.base.param_groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Hand the group to the base."""
+        """Hand the group to the base; one that the wrapper refuses leaves both as they were."""
         self.base.add_param_group(param_group)
+        self.admit()
 
     def parameters(self) -> Iterator[torch.Tensor]:  # of every group
         """All parameters, with or without a gradient."""
@@ -95,16 +96,23 @@ class Wrapper(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's own state dict of the wrapper, with the base's and the wrapper's scalars beside it."""
-        own = {name: getattr(self, name) for name in self.scalars}
-        return super().state_dict() | {"base": self.base.state_dict(), "wrapper": own}
+        def complete(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            return state | {"base": self.base.state_dict(), "wrapper": {name: getattr(self, name) for name in self.scalars}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave; the state of an optimizer without a wrapper raises ValueError."""
-        require("base" in state_dict, f"This state was not saved by {type(self).__name__}: load it with optimizer.base.load_state_dict.")
-        self.base.load_state_dict(state_dict["base"])
-        super().load_state_dict(state_dict)
-        for name in self.scalars:
-            setattr(self, name, state_dict["wrapper"].get(name, getattr(self, name)))
+        with self.register_state_dict_post_hook(complete, prepend=True):  # before all other hooks
+            return super().state_dict()
+
+    def fit(self, state_dict: dict[str, Any]) -> None:
+        """Load the base and the scalars; the state of an optimizer without a wrapper, or in another one, raises ValueError."""
+        name = type(self).__name__
+        require("base" in state_dict, f"This state was not saved by {name}: load it with optimizer.base.load_state_dict.")
+        own = state_dict.get("wrapper", {})
+        foreign = ", ".join(own.keys() - set(self.scalars))
+        require(not foreign, f"This state was saved by another wrapper, {name} has no {foreign}: build the optimizer as it was.")
+        super().fit(state_dict)
+        self.base.load_state_dict(state_dict["base"] | {"param_groups": state_dict["param_groups"]})
+        for name, value in own.items():
+            setattr(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "step" and not name.startswith("_")}
@@ -118,7 +126,10 @@ class Wrapper(Optimizer):
 
 # %% ../nbs/05_joint.ipynb #05_joint-046
 class Lookahead(Wrapper):
-    """Every k steps of the base, go only a fraction alpha of the way and restart from there (Zhang et al. 2019, arXiv 1907.08610)."""
+    """Every k steps of the base, go only a fraction alpha of the way and restart from there (Zhang et al. 2019, arXiv 1907.08610).
+
+    Complex, sparse, tensor lr, foreach, fused and maximize as the base has them; no capturable, no differentiable.
+    """
 
     scalars = ("k", "alpha", "steps")
 
@@ -136,6 +147,7 @@ class Lookahead(Wrapper):
     def start(self) -> None:
         """Take the weights of today as slow weights, where there are none yet."""
         for p in self.parameters():
+            uncaptured(p)
             if p not in self.state:
                 self.state[p]["slow"] = p.detach().clone()
 
@@ -152,9 +164,13 @@ class Lookahead(Wrapper):
 
 # %% ../nbs/05_joint.ipynb #05_joint-054
 class SAM(Wrapper):
-    """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412)."""
+    """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412).
+
+    Tensor lr, foreach and fused as the base has them; no maximize, complex, sparse, capturable or differentiable.
+    """
 
     scalars = ("rho",)
+    refuses = (*Wrapper.refuses, "maximize", "complex")
 
     def __init__(
         self,
@@ -167,9 +183,9 @@ class SAM(Wrapper):
 
     def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Move the weights, given with their gradients, to the steepest point within rho."""
-        norm = math.hypot(*(grad.norm() for _, grad in uphill))
+        norm = math.hypot(*(wide(grad).norm() for _, grad in uphill))
         for p, grad in uphill:
-            p.add_(grad, alpha=self.rho / (norm + 1e-12))
+            p.add_(wide(grad), alpha=self.rho / (norm + 1e-12))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -190,9 +206,13 @@ class SAM(Wrapper):
 
 # %% ../nbs/05_joint.ipynb #05_joint-066
 class Grokfast(Wrapper):
-    """The base's step, with the slow part of the gradient amplified (Lee et al. 2024, arXiv 2405.20233)."""
+    """The base's step, with the slow part of the gradient amplified (Lee et al. 2024, arXiv 2405.20233).
+
+    Tensor lr, foreach, fused and maximize as the base has them; no complex, sparse, capturable or differentiable.
+    """
 
     scalars = ("alpha", "lamb")
+    refuses = (*Wrapper.refuses, "complex")
 
     def __init__(
         self,
@@ -208,12 +228,11 @@ class Grokfast(Wrapper):
     @torch.no_grad()
     def amplify(self) -> None:
         """Update the average of every gradient and add lamb times the average to the gradient, in place."""
-        for group in self.param_groups:
-            for p, grad in gradients(group):
-                if p not in self.state:
-                    self.state[p]["mean"] = grad.clone()
-                mean = self.state[p]["mean"].lerp_(grad, 1 - self.alpha)
-                grad.add_(mean, alpha=self.lamb)
+        for p, grad in [pair for group in self.param_groups for pair in gradients(group)]:  # all, before any changes
+            if p not in self.state:
+                self.state[p]["mean"] = grad.clone()
+            mean = self.state[p]["mean"].lerp_(grad, 1 - self.alpha)
+            grad.add_(mean, alpha=self.lamb)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

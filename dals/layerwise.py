@@ -7,14 +7,13 @@ __all__ = ['discriminative', 'layer_groups', 'LARS']
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-002
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from .adaptive import evaluate, gradients, require
+from .adaptive import Strict, require, wide
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-017
 def discriminative(
@@ -183,8 +182,14 @@ def layer_groups(
     return groups
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-069
-class LARS(Optimizer):
-    "SGD whose steps have a fixed length relative to the tensor they change (You, Gitman and Ginsburg 2017, arXiv 1708.03888)."
+class LARS(Strict):
+    """SGD whose steps have a fixed length relative to the tensor they change (You, Gitman and Ginsburg 2017, arXiv 1708.03888).
+
+    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse. Norms of half tensors are in single.
+    """
+
+    buffers = ("momentum_buffer",)
+    at_least_0, positive, shares = ("lr", "weight_decay", "eps"), ("trust",), ("momentum",)
 
     def __init__(
         self,
@@ -195,29 +200,12 @@ class LARS(Optimizer):
         trust: float = 0.001,  # length of a step as a fraction of the tensor's, at lr = 1 and without momentum
         eps: float = 1e-8,  # keeps the denominator off zero
     ):
-        require(lr >= 0, f"lr must be at least 0, not {lr}.")
-        require(0 <= momentum < 1, f"momentum must lie in [0, 1), not {momentum}.")
-        require(weight_decay >= 0, f"weight_decay must be at least 0, not {weight_decay}.")
-        require(trust > 0, f"trust must be positive, not {trust}.")
-        require(eps >= 0, f"eps must be at least 0, not {eps}.")
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps))
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        "Evaluate the closure if there is one, move every tensor that has a gradient, return the loss."
-        loss = evaluate(closure)
-        for group in self.param_groups:
-            for w, g in gradients(group):
-                state = self.state[w]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(w)
-                self.move(w, g, state["momentum_buffer"], group)
-        return loss
 
     def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
         "Move one tensor by its gradient and its velocity v, which is changed in place."
-        length, slope = w.norm(), g.norm()
+        length, slope = wide(w).norm(), wide(g).norm()
         ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
         ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
-        v.mul_(group["momentum"]).add_(group["lr"] * ratio * (g + group["weight_decay"] * w))
+        v.mul_(group["momentum"]).add_(float(group["lr"]) * ratio * (g + group["weight_decay"] * w))
         w.sub_(v)
