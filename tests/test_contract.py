@@ -313,6 +313,30 @@ def test_one_sparse_gradient_stops_all_tensors_from_moving(name):
     assert torch.equal(a.detach(), torch.ones(3, 2)) and torch.equal(a.grad, torch.ones(3, 2)) and not optimizer.state
 
 
+def test_a_wrapper_takes_no_group_that_one_of_its_bases_refuses():
+    params = weights()
+    optimizer = Lookahead(SAM(AdaBound(params[:3])))
+    train("sam", optimizer, params[:3])
+    before = copy.deepcopy(optimizer.state_dict())
+    for wrong, sentence in ((dict(gamma=-1.0), "gamma must be positive"), (dict(maximize=True), "AdaBound does not support maximize")):
+        with pytest.raises(ValueError, match=sentence):
+            optimizer.add_param_group(dict(params=[params[3]], **wrong))
+    optimizer = SAM(Lookahead(SGD(params[:3])))
+    with pytest.raises(ValueError, match="SAM does not support maximize"):
+        optimizer.add_param_group(dict(params=[params[3]], maximize=True))
+    assert len(optimizer.base.base.param_groups) == 1
+    optimizer = Lookahead(SAM(AdaBound(params[:3])))
+    optimizer.load_state_dict(before)
+    assert_same(optimizer.state_dict(), before)
+
+
+def test_wrapping_leaves_the_base_as_it_was():
+    base = AdaBound(weights())
+    before = copy.deepcopy(base.defaults), copy.deepcopy(base.state_dict())
+    Lookahead(Grokfast(SAM(base)))
+    assert_same((base.defaults, base.state_dict()), before)
+
+
 # ---- steps ----
 
 @each
@@ -458,6 +482,16 @@ def test_norms_of_half_tensors_do_not_overflow(name):
         ends.append(p.detach().float())
     assert not torch.equal(ends[1], start)
     torch.testing.assert_close(*ends, rtol=2e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_adabound_divides_by_eps_in_half_precision_too(lr):
+    """The default eps is zero in float16, where a weight without gradient would divide zero by zero at rate zero."""
+    p = Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer = AdaBound([p], lr=lr)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.ones_like(p))
 
 
 @each
