@@ -266,7 +266,10 @@ Parameters and gradients are random, in single precision and in the shapes of th
 one after the other, in {rounds} rounds. A time is that of several steps in a row, per step, after one that does not count; the table shows
 its median over rounds. A ratio is taken within a round; shown are its median and in brackets the lowest and the highest. DALS stands for
 the path that it takes by default, on the groups of `layer_groups`, with a loss before every step{on_gpu}; the others have one group. Goals
-stand beside the numbers that they are about. {LARS_WRITES if len(available_sides()) == len(SIDES) else NO_RIVALS}
+stand beside the numbers that they are about. DALS under `torch.compile` has no row: the rate is a plain number that changes from step to
+step, torch compiles anew for each until it reaches its limit, and from then on runs the step as it is.
+
+{LARS_WRITES if len(available_sides()) == len(SIDES) else NO_RIVALS}
 """]
     if cuda:
         lines.append(f'No synchronisation in a step of DALS, by `torch.cuda.set_sync_debug_mode("error")`: {synchronization(place)}.\n')

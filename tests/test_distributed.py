@@ -26,7 +26,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 
 LIMIT = 60 # seconds that both ranks may take for one piece of work; each takes a few
 
@@ -111,8 +112,11 @@ def batch(step, dtype=torch.float32):
     return ids, (ids[:, :1] / 3.0 + noise).to(dtype)
 
 
+OPTIONS = {"weight_decay": 0.01, "trust": 0.2, "trust_clip": (1e-3, 1e3)} # limits so wide that every norm tells
+
+
 def dals(model, foreach=None):
-    return DALS(layer_groups(model), 0.1, total_steps=40, weight_decay=0.01, trust=0.1, thresholds=(0.01, 0.002), foreach=foreach)
+    return DALS(layer_groups(model), 0.1, total_steps=40, foreach=foreach, **OPTIONS)
 
 
 def train(model, optimizer, steps, rank=None, way="observe"):
@@ -365,7 +369,7 @@ def matrices():
     "Parameters in double precision, and how each is laid over the ranks; None: an ordinary tensor."
     torch.manual_seed(1)
     shapes = {"columns": ((4, 5), Shard(1)), "rows": ((5, 4), Shard(0)), "copies": ((3,), Replicate()), "short": ((1,), Shard(0)),
-              "ordinary": ((2, 3), None)}
+              "ordinary": ((2, 3), None), "twice": ((8, 2), _StridedShard(0, split_factor=2))} # the last as FSDP2 over tensor parallel does
     return {name: (torch.randn(shape, dtype=torch.float64), way) for name, (shape, way) in shapes.items()}
 
 
@@ -377,8 +381,8 @@ def mixed(mesh, foreach):
     "Twenty steps with gradients made up from the number of the step."
     tensors = matrices()
     ps = {name: Parameter(laid(tensor, way, mesh)) for name, (tensor, way) in tensors.items()}
-    optimizer = DALS([{"params": [p], "depth": i / 4} for i, p in enumerate(ps.values())], 0.1, total_steps=25, weight_decay=0.01,
-                     foreach=foreach)
+    optimizer = DALS([{"params": [p], "depth": i / 5} for i, p in enumerate(ps.values())], 0.1, total_steps=25, foreach=foreach,
+                     **OPTIONS)
     history = []
     for step in range(1, 21):
         torch.manual_seed(step)
@@ -406,7 +410,7 @@ def backward(mesh, foreach):
     torch.manual_seed(2)
     weight, factor = (Parameter(laid(torch.randn(shape, dtype=torch.float64), way, mesh)) for shape, way in
                       [((3, 5), Shard(0)), ((5,), Replicate())])
-    optimizer = DALS([weight, factor], 0.1, total_steps=25, weight_decay=0.01, foreach=foreach)
+    optimizer = DALS([weight, factor], 0.1, total_steps=25, foreach=foreach, **OPTIONS)
     kinds, history = set(), []
     for _ in range(20):
         x = laid(torch.randn(6, 5, dtype=torch.float64), Shard(0), mesh) # the batch is split too
@@ -431,3 +435,45 @@ def test_gradients_that_lie_otherwise_than_their_parameter(on_two_ranks, foreach
     assert any("Partial" in kind for kind in kinds)
     assert first == second
     meets(first, backward(None, False)[0], 1e-10)
+
+
+def gradients(mesh, rank):
+    "A column whose gradient lies in memory otherwise than its parameter on rank 0, and on rank 1, with one row, like it."
+    torch.manual_seed(3)
+    p, full = (torch.randn(3, 1, dtype=torch.float64) for _ in range(2))
+    p = Parameter(laid(p, Shard(0), mesh))
+    p.grad = full
+    if mesh is not None:
+        part = full[:2].clone().as_strided((2, 1), (1, 2)) if rank == 0 else full[2:]
+        p.grad = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())
+    optimizer = DALS([p], total_steps=9, **OPTIONS)
+    history = []
+    for _ in range(3):
+        optimizer.observe(1.0)
+        optimizer.step()
+        history.append((optimizer.phase, float(optimizer.loss_ema)))
+    return history, whole(p.detach()).flatten().tolist()
+
+
+def strides(rank):
+    return gradients(init_device_mesh("cpu", (2,)), rank)
+
+
+def test_ranks_whose_gradients_lie_in_different_order_still_meet(on_two_ranks):
+    "Else one waits for a norm that the other never sends."
+    first, second = on_two_ranks(strides)
+    assert first == second
+    meets(first, gradients(None, 0), 1e-10)
+
+
+def partial_loss(rank):
+    p = Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = DALS([p], total_steps=5)
+    optimizer.observe(DTensor.from_local(torch.tensor(0.25 + rank, dtype=torch.float64), init_device_mesh("cpu", (2,)), [Partial()]))
+    optimizer.step()
+    return float(optimizer.loss_ema)
+
+
+def test_a_loss_that_is_a_sum_over_ranks_is_read_whole(on_two_ranks):
+    assert on_two_ranks(partial_loss) == [1.5, 1.5]
