@@ -56,14 +56,14 @@ if find_spec("triton"):
         return tl.sum(p * p), tl.sum(ghat * ghat)
 
     @triton.jit(do_not_specialize=["programs"])
-    def first(table, owner, start, sizes, options, shares, phase, pieces, programs,
+    def first(table, owner, start, sizes, settings, shares, phase, pieces, programs,
               DTYPE: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
         "DALS step 3 and the momentum for all tensors; the squares of each piece go to `pieces`."
         piece = tl.program_id(0)
         t, begin = tl.load(owner + piece), tl.multiple_of(tl.load(start + piece), BLOCK)
         size, k = tl.load(sizes + t), tl.load(phase)
-        alpha, share = tl.load(options + k).to(ACC), tl.load(shares + 3 * t + k).to(ACC)
-        momentum, decay = tl.load(options + 3).to(ACC), tl.load(options + 4).to(ACC)
+        alpha, share = tl.load(settings + k).to(ACC), tl.load(shares + 3 * t + k).to(ACC)
+        momentum, decay = tl.load(settings + 3).to(ACC), tl.load(settings + 4).to(ACC)
         where = begin + tl.arange(0, BLOCK)
         if begin + BLOCK <= size:
             weights, updates = first_piece(table, t, where, None, None, alpha, share, momentum, decay, DTYPE, ACC, ALIGNED)
@@ -97,14 +97,14 @@ if find_spec("triton"):
         tl.store(p, (tl.load(p, mask, fill).to(ACC) - rate * m).to(DTYPE), mask)
 
     @triton.jit(do_not_specialize=["tensors"])
-    def second(table, owner, start, sizes, options, norms, rate, tensors,
+    def second(table, owner, start, sizes, settings, norms, rate, tensors,
                DTYPE: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
         "DALS steps 4 and 5 for all tensors."
         piece = tl.program_id(0)
         t, begin = tl.load(owner + piece), tl.multiple_of(tl.load(start + piece), BLOCK)
         size = tl.load(sizes + t)
         weight, update = tl.load(norms + t), tl.load(norms + tensors + t)
-        trust, low, high, eps = tl.load(options + 5), tl.load(options + 6), tl.load(options + 7), tl.load(options + 8)
+        trust, low, high, eps = tl.load(settings + 5), tl.load(settings + 6), tl.load(settings + 7), tl.load(settings + 8)
         ratio = trust * weight / (update + eps)
         ratio = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))  # what is not a number stays so
         ratio = tl.where((weight == 0) | (update == 0), 1.0, ratio)
@@ -186,7 +186,7 @@ def step(
     trust: float,  # gamma
     trust_clip: tuple[float, float],  # smallest and largest trust ratio
     eps: float = 1e-8,  # keeps the trust ratio finite
-    whole: Callable[[Tensor], Tensor] = lambda norms: norms,  # norms of whole tensors, where other processes hold the rest of them
+    whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
     kept: list[Any] | None = None,  # takes what a captured graph will go on reading
 ) -> None:
     "DALS steps 3 to 5 for many tensors on a GPU."
@@ -202,12 +202,12 @@ def step(
     kind = dict(DTYPE=getattr(tl, str(ps[0].dtype).removeprefix("torch.")), ACC=tl.float64 if double else tl.float32,
                 ALIGNED=not any(address % 16 for address in addresses), BLOCK=BLOCK)
     whole_numbers = [numbers(values, place, kept, torch.int64) for values in (addresses, owner, start, sizes)]
-    options = numbers((*alphas, momentum, weight_decay, trust, *trust_clip, eps), place, kept)
+    settings = numbers((*alphas, momentum, weight_decay, trust, *trust_clip, eps), place, kept)
     pieces = torch.empty(2 * programs, dtype=torch.float64 if double else torch.float32, device=place)
     norms = torch.empty(2, n, dtype=torch.float64, device=place)
     with torch.cuda.device(place if place.type == "cuda" else -1):
-        first[(programs,)](*whole_numbers, options, numbers(tuple(x for row in shares for x in row), place, kept),
+        first[(programs,)](*whole_numbers, settings, numbers(tuple(x for row in shares for x in row), place, kept),
                            number(phase, place, torch.int32), pieces, programs, **kind)
         sums[(n,)](pieces, numbers(firsts, place, kept, torch.int64), norms, programs, n, BLOCK=1024)
-        norms = whole(norms)
-        second[(programs,)](*whole_numbers, options, norms, number(rate, place), n, **kind)
+        norms = whole(norms) if whole else norms
+        second[(programs,)](*whole_numbers, settings, norms, number(rate, place), n, **kind)

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['CACHE', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
-           'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass', 'second_pass', 'foreach_step', 'check_group',
-           'read_loss', 'read', 'average', 'over_ranks', 'dtensor', 'local', 'over_shards', 'DALS', 'DALSFast',
+__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'SETTINGS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
+           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass', 'foreach_step', 'check_group',
+           'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS', 'DALSFast',
            'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
@@ -99,26 +99,27 @@ def tensor_step(
 
 # %% ../nbs/06_dals.ipynb #06_dals-053
 CACHE = 2**19  # elements per batch on the CPU: what is done to a batch is done while it lies in the cache
+SMALL = 2**13  # elements; a tensor below that is not worth operations of its own
 
 @lru_cache(maxsize=256)
 def cache_sized(
     sizes: tuple[int, ...],  # elements per tensor
-    limit: float = CACHE,  # elements per batch
+    limit: int = CACHE,  # elements per batch
+    small: int = SMALL,  # elements of a tensor that goes with others
 ) -> list[list[tuple[int, int, int]]]:  # batches of pieces: number of the tensor, first element, end
-    "Cut a list of tensors into batches that fit into the cache: small tensors stay whole, a larger one is cut into batches of its own."
-    batches: list[list[tuple[int, int, int]]] = [[]]
-    total = 0
+    "Batches that fit into the cache: small tensors whole and together, each of the others in pieces of its own."
+    batches: list[list[tuple[int, int, int]]] = []
+    together, room = None, 0
     for i, n in enumerate(sizes):
-        if n > limit:
-            batches += [[(i, a, min(a + int(limit), n))] for a in range(0, n, int(limit))] + [[]]
-            total = 0
+        if n >= small:
+            batches += [[(i, a, min(a + limit, n))] for a in range(0, n, limit)]
             continue
-        if total + n > limit:
-            batches.append([])
-            total = 0
-        batches[-1].append((i, 0, n))
-        total += n
-    return [batch for batch in batches if batch]
+        if together is None or n > room:
+            together, room = [], limit
+            batches.append(together)
+        together.append((i, 0, n))
+        room -= n
+    return batches
 
 # %% ../nbs/06_dals.ipynb #06_dals-056
 def flat(
@@ -138,7 +139,7 @@ def alike(
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
 def first_pass(
-    ps: list[Tensor],  # parameters of one dtype and device, each `alike` its gradient and buffers
+    ps: list[Tensor],  # parameters of one dtype on the CPU; from `SMALL` elements up each `alike` its gradient and buffers
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
     ms: list[Tensor],  # their momentum buffers, changed in place
@@ -147,50 +148,38 @@ def first_pass(
     alpha: float,  # the filter's memory in this phase
     momentum: float,  # mu
     weight_decay: float,  # lambda
-) -> Tensor:  # norms of the parameters, and of their filtered gradients, [2, tensors]
+) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    dtype, device = norm_dtype(ps[0].dtype), ps[0].device
-    batches = cache_sized(tuple(p.numel() for p in ps), CACHE if device.type == "cpu" else math.inf)
-    scratch = ps[0].new_empty(max((b - a for batch in batches if len(batch) == 1 for _, a, b in batch), default=0))
-    norms: list[Tensor] = []
-    for batch in batches:
-        if len(batch) == 1:
-            i, a, b = batch[0]
-            p, g, f, m = (flat(x[i])[a:b] for x in (ps, gs, fs, ms))
+    sizes, dtype = tuple(p.numel() for p in ps), norm_dtype(ps[0].dtype)
+    found: list[Tensor] = []
+    places: list[tuple[int, int, int]] = []  # of what is found: weights or updates, which tensor, to which power it adds up
+    for batch in cache_sized(sizes):
+        i, a, b = batch[0]
+        if sizes[i] >= SMALL:
+            p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
             f.lerp_(g, 1 - alpha)
-            ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
+            ghat = torch.lerp(f, g, shares[i])
             if weight_decay:
                 ghat.add_(p, alpha=weight_decay)
             torch.add(ghat, m, alpha=momentum, out=m)
-            lengths = [torch.dot(x, x).sqrt() if x.dtype == dtype else torch.linalg.vector_norm(x, dtype=dtype) for x in (p, ghat)]
-            norms.append(torch.stack(lengths)[:, None])
-            continue
-        inside = slice(batch[0][0], batch[-1][0] + 1)
-        p, g, f, m = ps[inside], gs[inside], fs[inside], ms[inside]
-        torch._foreach_lerp_(f, g, 1 - alpha)
-        ghats = torch._foreach_lerp(f, g, shares[inside])
-        if weight_decay:
-            torch._foreach_add_(ghats, p, alpha=weight_decay)
-        torch._foreach_mul_(m, momentum)
-        torch._foreach_add_(m, ghats)
-        norms.append(torch.stack(torch._foreach_norm([*p, *ghats], 2, dtype)).view(2, -1))
-    found = torch.cat(norms, 1)
-    owner = [i for batch in batches for i, _, _ in batch]
-    if len(owner) == len(ps):
-        return found
-    return found.new_zeros(2, len(ps)).index_add_(1, torch.tensor(owner, device=device), found.square()).sqrt()
-
-def second_pass(
-    ps: list[Tensor],  # parameters of one dtype and device, changed in place
-    ms: list[Tensor],  # their momentum buffers
-    rates: Tensor,  # what each is multiplied by, [tensors]
-) -> None:
-    "DALS step 5: move the parameters."
-    if rates.is_cpu:
-        for p, m, rate in zip(ps, ms, rates.tolist(), strict=True):
-            p.sub_(m, alpha=rate)
-    else:
-        torch._foreach_sub_(ps, torch._foreach_mul(ms, rates.unbind()))
+            vectors = flat(p), flat(ghat)
+            found += [torch.dot(x, x) if x.dtype == dtype else torch.linalg.vector_norm(x, dtype=dtype).square() for x in vectors]
+            places += [(0, i, 1), (1, i, 1)]
+        else:
+            which = [i for i, _, _ in batch]
+            some, grads, filters, buffers, share = ([x[i] for i in which] for x in (ps, gs, fs, ms, shares))
+            torch._foreach_lerp_(filters, grads, 1 - alpha)
+            ghats = torch._foreach_lerp(filters, grads, share)
+            if weight_decay:
+                torch._foreach_add_(ghats, some, alpha=weight_decay)
+            found += torch._foreach_norm([*some, *ghats], 2, dtype)
+            torch._foreach_add_(ghats, buffers, alpha=momentum)
+            torch._foreach_copy_(buffers, ghats)
+            places += [(0, i, 2) for i in which] + [(1, i, 2) for i in which]
+    squares = [[0.0] * len(ps), [0.0] * len(ps)]
+    for (row, i, power), x in zip(places, torch.stack(found).tolist(), strict=True):
+        squares[row][i] += x**power
+    return [list(map(math.sqrt, row)) for row in squares]
 
 def foreach_step(
     ps: list[Tensor],  # as in first_pass, changed in place
@@ -206,14 +195,20 @@ def foreach_step(
     trust: float,
     trust_clip: tuple[float, float],
     eps: float = 1e-8,
-    whole: Callable[[Tensor], Tensor] = lambda norms: norms,  # norms of whole tensors, where other processes hold the rest of them
+    whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
 ) -> None:
-    "DALS steps 3 to 5 for many tensors at once, in two passes over the memory."
-    norms = whole(first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay))
-    second_pass(ps, ms, rate * trust_ratio(norms[0], norms[1], trust, trust_clip, eps))
+    "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
+    norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+    if whole:
+        norms = whole(torch.tensor(norms, dtype=torch.float64)).tolist()
+    low, high = trust_clip
+    for p, m, weight, update in zip(ps, ms, *norms, strict=True):
+        ratio = min(max(trust * weight / (update + eps), low), high) if weight and update else 1.0
+        p.sub_(m, alpha=rate * ratio)
 
 # %% ../nbs/06_dals.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
+SETTINGS = ("momentum", "weight_decay", "trust", "trust_clip", "eps")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
 
 def check_group(
@@ -234,8 +229,11 @@ def check_group(
             raise ValueError(f"{name} must be in [0, 1), got {group[name]}.")
     if group["depth"] > 1:
         raise ValueError(f"depth runs from 0 (bottom) to 1 (top), got {group['depth']}.")
-    low, high = group["trust_clip"]
-    if not 0 <= low <= high:
+    for name in ("maximize", "differentiable", "fused"):
+        if group.get(name):
+            raise ValueError(f"DALS does not support {name}.")
+    clip = tuple(group["trust_clip"])
+    if len(clip) != 2 or not 0 <= clip[0] <= clip[1]:
         raise ValueError(f"trust_clip must be (low, high) with 0 <= low <= high, got {group['trust_clip']}.")
     if any(p.is_complex() for p in group["params"]):
         raise ValueError("DALS does not support complex parameters: train torch.view_as_real(p) instead.")
@@ -246,6 +244,7 @@ def read_loss(
 ) -> Tensor | float:  # a float, or float64 of shape [] on the GPU
     "The loss as a number; ValueError for anything that is not one real number."
     if isinstance(loss, Tensor):
+        loss = loss.full_tensor() if isinstance(loss, split_class()) else loss
         if loss.numel() != 1 or loss.is_complex():
             raise ValueError(f"The loss must be one real number, got {loss.dtype} of shape {tuple(loss.shape)}: reduce it first.")
         return loss.detach().reshape(()).to(torch.float64, copy=True) if stay and loss.is_cuda else loss.item()
@@ -285,31 +284,34 @@ def over_ranks(
         total, count = pair.tolist()
     return total / count if count else None
 
-def dtensor() -> Any:
-    "The class DTensor where anybody has imported it, else None."
-    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+def split_class() -> Any:
+    "The class DTensor, of which each process holds a part; where nobody has imported it there are none, and this is an empty tuple."
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
 
-def local(
-    x: Tensor,  # a tensor, or this process's part of one that is split
-) -> Tensor:
-    "What this process holds."
-    split = dtensor()
-    return x.to_local() if split and isinstance(x, split) else x
+def laid_as(
+    p: Any,  # a split parameter
+    g: Any,  # its gradient
+) -> Any:  # the gradient; each process holds what belongs to its part of the parameter, in the same order of memory
+    "Where autograd spread a gradient over processes in another way than its parameter, bring it into that way."
+    if g.placements != p.placements:
+        g = g.redistribute(p.device_mesh, p.placements)
+    same = g.to_local().stride() == p.to_local().stride()  # else `alike` could differ between ranks
+    return g if same else torch.empty_like(p).copy_(g)
 
 def over_shards(
     norms: Tensor,  # of what this process holds, [2, tensors]
-    ps: list[Tensor],  # the parameters
+    ps: list[Any],  # the parameters, all of them split
 ) -> Tensor:  # of the whole tensors
     "Add up the squares of all parts of the parameters that are split over processes."
-    split, meshes = dtensor(), dict[Any, list[int]]()
-    for i, p in enumerate(ps if split else []):
-        if isinstance(p, split) and any(x.is_shard() for x in p.placements):
-            meshes.setdefault((p.device_mesh, tuple(x.is_shard() for x in p.placements)), []).append(i)
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+    meshes = dict[Any, list[int]]()
+    for i, p in enumerate(ps):
+        if any(not x.is_replicate() for x in p.placements):
+            meshes.setdefault((p.device_mesh, tuple(not x.is_replicate() for x in p.placements)), []).append(i)
     for (mesh, parts), index in meshes.items():
-        from torch.distributed.tensor import Partial, Replicate
         every = len(index) == len(ps)  # then nothing is picked, which on a GPU would wait for it
         mine = (norms if every else norms[:, index]).square()
-        whole = split.from_local(mine, mesh, [Partial() if part else Replicate() for part in parts], run_check=False).full_tensor().sqrt()
+        whole = DTensor.from_local(mine, mesh, [Partial() if part else Replicate() for part in parts], run_check=False).full_tensor().sqrt()
         if every:
             return whole
         norms[:, index] = whole
@@ -335,7 +337,7 @@ class DALS(Optimizer):
         thresholds: tuple[float, float] | None = (0.01, 0.002),  # bounds of the phases; None: always phase 1, and no loss is needed
         filter_in_exploration: bool = True,  # False: phase 0 uses the raw gradient
         eps: float = 1e-8,  # keeps the trust ratio finite
-        foreach: bool | None = None,  # False: the readable loop; None, True: lists, on CUDA kernels; None: not for tensor subclasses
+        foreach: bool | None = None,  # False: the loop; True: lists on the CPU, kernels on CUDA; None: the same, but not for subclasses
         capturable: bool = False,  # whether `step` may be captured in a CUDA graph: step count and schedule are then on the GPU
     ):
         self.capturable = capturable
@@ -345,7 +347,7 @@ class DALS(Optimizer):
         self._kept: list[Any] = []  # what captured graphs point to
         self._warned = False
         self._curve = self._build_curve()
-        if thresholds is not None and not thresholds[0] >= thresholds[1]:
+        if thresholds is not None and not (len(thresholds) == 2 and thresholds[0] >= thresholds[1]):
             raise ValueError(f"thresholds must be (bound of phase 0, bound of phase 1), the larger first, got {thresholds}.")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "alpha": alpha, "trust": trust, "trust_clip": trust_clip,
@@ -455,7 +457,7 @@ class DALS(Optimizer):
             return True
         if scale is not None:
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-                local(p.grad).div_(scale.to(p.grad.device))
+                p.grad.div_(scale.to(p.grad.device))
         return False
 
     def _kernels(self) -> Any:
@@ -468,19 +470,21 @@ class DALS(Optimizer):
 
     def _rows(self) -> list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, Tensor, Tensor]]]]:
         "Per group what has a gradient: parameter, gradient, filtered gradient, momentum buffer; allocates missing state."
-        found = []
+        found, split = [], split_class()
         for group in self.param_groups:
             rows = []
             for p in group["params"]:
-                if p.grad is None:
+                grad = p.grad
+                if grad is None:
                     continue
-                if p.grad.is_sparse:
+                if grad.is_sparse:
                     raise RuntimeError("DALS does not support sparse gradients: build the embedding with sparse=False.")
                 state = self.state[p]
                 if not state:
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                rows.append((p, p.grad, state["filtered"], state["momentum_buffer"]))
+                grad = laid_as(p, grad) if isinstance(p, split) else grad
+                rows.append((p, grad, state["filtered"], state["momentum_buffer"]))
             found.append((group, rows))
         return found
 
@@ -530,32 +534,35 @@ class DALS(Optimizer):
 
     def _update(self, found: list[Any], s: Tensor | float) -> None:
         "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
-        kernels, split = self._kernels(), dtensor()
-        together = (Tensor, Parameter) if split is None else (Tensor, Parameter, split)
+        kernels, split = self._kernels(), split_class()
+        phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
         batches: dict[Any, Any] = {}
         for group, rows in found:
-            options = {name: group[name] for name in ("momentum", "weight_decay", "trust", "eps")}
-            options["trust_clip"] = tuple(group["trust_clip"])
-            alphas = tuple(self.memory(group, k) for k in range(3))
-            shares = tuple(gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in range(3))
-            loop = group["foreach"] is False or (group["foreach"] is None and not all(type(row[0]) in together for row in rows))
-            key = (alphas, group["lr"], *options.values())
+            settings = group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]), group["eps"]
+            alphas = tuple([self.memory(group, k) for k in phases])
+            shares = tuple([gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in phases])
+            key = group["lr"], alphas, settings
             for row in rows:
-                mine = row if split is None else tuple(map(local, row))
-                if loop or not alike(*mine):
-                    k = self.phase
-                    tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k], **options)
+                p, mine = row[0], row
+                if known := isinstance(p, split):
+                    mine = tuple([x.to_local() for x in row])
+                elif group["foreach"] is None:
+                    known = type(p) is Parameter or type(p) is Tensor
+                loop = group["foreach"] is False or not (known or group["foreach"]) or not (p.is_cpu or kernels and kernels.usable(p.device))
+                if loop or ((kernels or mine[0].numel() >= SMALL) and not alike(*mine)):
+                    k = phases.index(self.phase)
+                    tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k], **dict(zip(SETTINGS, settings, strict=True)))
                     continue
-                batch = batches.setdefault((mine[0].dtype, mine[0].device, key), (group["lr"], alphas, options, [[] for _ in range(6)]))[-1]
-                for column, x in zip(batch, (*mine, shares, row[0]), strict=True):
-                    column.append(x)
-        for (_, device, _), (lr, alphas, options, (ps, gs, fs, ms, shares, owners)) in batches.items():
-            options["whole"] = partial(over_shards, ps=owners)
+                batch = batches.setdefault((p.dtype, p.device, mine is row, key), [])
+                batch.append((*mine, shares, p))
+        for (_, device, plain, (lr, alphas, settings)), rows in batches.items():
+            ps, gs, fs, ms, shares, owners = map(list, zip(*rows, strict=True))
+            options = dict(zip(SETTINGS, settings, strict=True), whole=None if plain else partial(over_shards, ps=owners))
             if kernels and kernels.usable(device):
                 phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
                 kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
             else:
-                k = self.phase
+                k = phases.index(self.phase)
                 foreach_step(ps, gs, fs, ms, [share[k] for share in shares], rate=float(lr * s), alpha=alphas[k], **options)
 
     def state_dict(self) -> dict[str, Any]:
@@ -588,7 +595,8 @@ class DALS(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # a state written before an option existed
             for name, value in {**self.defaults, **RUN_START}.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch's own mark in the defaults
+                    group.setdefault(name, value)
         self._curve = self._build_curve()
 
 # %% ../nbs/06_dals.ipynb #06_dals-072
