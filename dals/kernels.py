@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-if find_spec("triton"):
+TRITON = find_spec("triton") is not None
+if TRITON:
     import triton
     import triton.language as tl
 
 # %% auto #0
-__all__ = ['BLOCK', 'usable', 'numbers', 'number', 'detect', 'pieces_of', 'step']
+__all__ = ['TRITON', 'BLOCK', 'usable', 'there', 'number', 'detect', 'pieces_of', 'step']
 
 # %% ../nbs/20_kernels.ipynb #20_kernels-010
-if find_spec("triton"):
+if TRITON:
     @triton.jit
     def follow(loss, ema, phase, thresholds):
         "Update the loss average (float64) and the phase (int32) in place; a loss that is not finite changes neither."
@@ -34,7 +35,7 @@ if find_spec("triton"):
         tl.store(phase, tl.where(finite & begun, fallen, k).to(tl.int32))
 
 # %% ../nbs/20_kernels.ipynb #20_kernels-013
-if find_spec("triton"):
+if TRITON:
     @triton.jit
     def at(table, i, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
         "The i-th address of a table, as a pointer; aligned ones can be read sixteen bytes at a time."
@@ -73,7 +74,7 @@ if find_spec("triton"):
         tl.store(pieces + programs + piece, updates)
 
 # %% ../nbs/20_kernels.ipynb #20_kernels-015
-if find_spec("triton"):
+if TRITON:
     @triton.jit(do_not_specialize=["programs", "tensors"])
     def sums(pieces, firsts, norms, programs, tensors, BLOCK: tl.constexpr):
         "The norms of each tensor from the squares of its pieces, added in float64 and always in the same order."
@@ -88,7 +89,7 @@ if find_spec("triton"):
         tl.store(norms + tensors + t, tl.sqrt(tl.sum(updates)))
 
 # %% ../nbs/20_kernels.ipynb #20_kernels-017
-if find_spec("triton"):
+if TRITON:
     @triton.jit
     def second_piece(table, t, where, mask, fill, rate, DTYPE: tl.constexpr, ACC: tl.constexpr, ALIGNED: tl.constexpr):
         "One piece of the second pass."
@@ -122,24 +123,17 @@ def usable(
     place: torch.device,  # where parameters are
 ) -> bool:
     "Whether the kernels run there."
-    return place.type == "cuda" and find_spec("triton") is not None
+    return place.type == "cuda" and TRITON
 
 @lru_cache(maxsize=256)
-def _there(values: tuple[float, ...], dtype: torch.dtype, place: torch.device) -> tuple[Tensor, Tensor]:
+def there(
+    values: tuple[float, ...],  # any numbers
+    dtype: torch.dtype,  # of the tensor
+    place: torch.device,  # where they are wanted
+) -> tuple[Tensor, Tensor]:  # where they come from, and what is to be used
+    "Numbers on the GPU, copied there the first time."
     here = torch.tensor(values, dtype=dtype, pin_memory=place.type == "cuda")
     return here, here.to(place, non_blocking=True)
-
-def numbers(
-    values: tuple[float, ...],  # any
-    place: torch.device,  # where they are wanted
-    kept: list[Any],  # takes what a graph that is being captured will go on reading
-    dtype: torch.dtype = torch.float64,  # of the tensor
-) -> Tensor:  # one value each
-    "Numbers on the GPU, copied there the first time."
-    found = _there(values, dtype, place)
-    if place.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        kept.append(found)
-    return found[1]
 
 def number(
     x: Tensor | float,  # on the GPU already, or not
@@ -158,18 +152,20 @@ def detect(
 ) -> tuple[Tensor, Tensor]:  # average, NaN before the first loss; phase
     "DALS step 2, on the GPU."
     mean, number_of = number(float("nan") if ema is None else ema, place), number(phase, place, torch.int32)
-    follow[(1,)](number(loss, place), mean, number_of, numbers(tuple(thresholds), place, []))
+    follow[(1,)](number(loss, place), mean, number_of, there(tuple(thresholds), torch.float64, place)[1])
     return mean, number_of
 
 @lru_cache(maxsize=64)
 def pieces_of(
     sizes: tuple[int, ...],  # elements per tensor
-) -> tuple[tuple[int, ...], ...]:  # tensor and first element of each piece; first piece of each tensor, and the end
+    place: torch.device,  # where the lists are wanted
+) -> tuple[int, list[tuple[Tensor, Tensor]]]:  # number of pieces; tensor and first element of each, sizes, first piece of each tensor
     "Cut tensors into pieces of `BLOCK` elements."
     counts = [-(-n // BLOCK) for n in sizes]
     owner = tuple(t for t, count in enumerate(counts) for _ in range(count))
     start = tuple(i * BLOCK for count in counts for i in range(count))
-    return owner, start, tuple(sum(counts[:t]) for t in range(len(sizes) + 1))
+    firsts = tuple(sum(counts[:t]) for t in range(len(sizes) + 1))
+    return len(owner), [there(values, torch.int64, place) for values in (owner, start, sizes, firsts)]
 
 def step(
     ps: list[Tensor],  # parameters of one dtype on one GPU, each with the strides of its gradient and buffers; changed in place
@@ -190,24 +186,24 @@ def step(
     kept: list[Any] | None = None,  # takes what a captured graph will go on reading
 ) -> None:
     "DALS steps 3 to 5 for many tensors on a GPU."
-    kept = [] if kept is None else kept
     place, n = ps[0].device, len(ps)
-    sizes = tuple(p.numel() for p in ps)
-    owner, start, firsts = pieces_of(sizes)
-    programs = len(owner)
+    programs, layout = pieces_of(tuple([p.numel() for p in ps]), place)
     if not programs:
         return
-    addresses = tuple(x.data_ptr() for row in zip(ps, gs, fs, ms, strict=True) for x in row)
+    addresses = tuple([x.data_ptr() for row in zip(ps, gs, fs, ms, strict=True) for x in row])
     double = ps[0].dtype == torch.float64
     kind = dict(DTYPE=getattr(tl, str(ps[0].dtype).removeprefix("torch.")), ACC=tl.float64 if double else tl.float32,
-                ALIGNED=not any(address % 16 for address in addresses), BLOCK=BLOCK)
-    whole_numbers = [numbers(values, place, kept, torch.int64) for values in (addresses, owner, start, sizes)]
-    settings = numbers((*alphas, momentum, weight_decay, trust, *trust_clip, eps), place, kept)
+                ALIGNED=all([address % 16 == 0 for address in addresses]), BLOCK=BLOCK)
+    read = [there(addresses, torch.int64, place), *layout,
+            there((*alphas, momentum, weight_decay, trust, *trust_clip, eps), torch.float64, place),
+            there(tuple([x for row in shares for x in row]), torch.float64, place)]
+    if kept is not None and place.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        kept.append(read)
+    table, owner, start, sizes, firsts, settings, weights = (x for _, x in read)
     pieces = torch.empty(2 * programs, dtype=torch.float64 if double else torch.float32, device=place)
     norms = torch.empty(2, n, dtype=torch.float64, device=place)
     with torch.cuda.device(place if place.type == "cuda" else -1):
-        first[(programs,)](*whole_numbers, settings, numbers(tuple(x for row in shares for x in row), place, kept),
-                           number(phase, place, torch.int32), pieces, programs, **kind)
-        sums[(n,)](pieces, numbers(firsts, place, kept, torch.int64), norms, programs, n, BLOCK=1024)
+        first[(programs,)](table, owner, start, sizes, settings, weights, number(phase, place, torch.int32), pieces, programs, **kind)
+        sums[(n,)](pieces, firsts, norms, programs, n, BLOCK=1024)
         norms = whole(norms) if whole else norms
-        second[(programs,)](*whole_numbers, settings, norms, number(rate, place), n, **kind)
+        second[(programs,)](table, owner, start, sizes, settings, norms, number(rate, place), n, **kind)

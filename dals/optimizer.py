@@ -21,9 +21,9 @@ from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
 __all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'SETTINGS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
-           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass', 'foreach_step', 'check_group',
-           'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS', 'DALSFast',
-           'DALSAcc']
+           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass_together', 'first_pass',
+           'foreach_step', 'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as',
+           'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -99,7 +99,7 @@ def tensor_step(
 
 # %% ../nbs/06_dals.ipynb #06_dals-053
 CACHE = 2**19  # elements per batch on the CPU: what is done to a batch is done while it lies in the cache
-SMALL = 2**13  # elements; a tensor below that is not worth operations of its own
+SMALL = 2**17  # elements; a tensor below that is not worth operations of its own
 
 @lru_cache(maxsize=256)
 def cache_sized(
@@ -109,7 +109,8 @@ def cache_sized(
 ) -> list[list[tuple[int, int, int]]]:  # batches of pieces: number of the tensor, first element, end
     "Batches that fit into the cache: small tensors whole and together, each of the others in pieces of its own."
     batches: list[list[tuple[int, int, int]]] = []
-    together, room = None, 0
+    together: Any = None
+    room = 0
     for i, n in enumerate(sizes):
         if n >= small:
             batches += [[(i, a, min(a + limit, n))] for a in range(0, n, limit)]
@@ -130,16 +131,38 @@ def flat(
 
 def alike(
     p: Tensor,  # a parameter
-    *others: Tensor,  # its gradient and its buffers
+    g: Tensor,  # its gradient
+    f: Tensor,  # its filtered gradient
+    m: Tensor,  # its momentum buffer
 ) -> bool:
     "Whether `flat` turns all of them into vectors in the same order."
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
-    stride = p.stride()
-    return dense and all(x.stride() == stride for x in others)
+    return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
+def first_pass_together(
+    ps: list[Tensor],  # as in first_pass, but small
+    gs: list[Tensor],
+    fs: list[Tensor],  # changed in place
+    ms: list[Tensor],  # changed in place
+    shares: list[float],
+    *,
+    alpha: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[Tensor, ...]:  # norms of the parameters, then of their filtered gradients
+    "The first pass over a batch of small tensors."
+    torch._foreach_lerp_(fs, gs, 1 - alpha)
+    ghats = torch._foreach_lerp(fs, gs, shares)
+    if weight_decay:
+        torch._foreach_add_(ghats, ps, alpha=weight_decay)
+    norms = torch._foreach_norm([*ps, *ghats], 2, norm_dtype(ps[0].dtype))
+    torch._foreach_add_(ghats, ms, alpha=momentum)
+    torch._foreach_copy_(ms, ghats)
+    return norms
+
 def first_pass(
-    ps: list[Tensor],  # parameters of one dtype on the CPU; from `SMALL` elements up each `alike` its gradient and buffers
+    ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `CACHE` elements `alike` gradient and buffers
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
     ms: list[Tensor],  # their momentum buffers, changed in place
@@ -150,36 +173,35 @@ def first_pass(
     weight_decay: float,  # lambda
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    sizes, dtype = tuple(p.numel() for p in ps), norm_dtype(ps[0].dtype)
+    settings = {"alpha": alpha, "momentum": momentum, "weight_decay": weight_decay}
+    sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
+    batches = cache_sized(sizes)
+    if len(batches[0]) == len(ps):  # a small model is one batch
+        norms = torch.stack(first_pass_together(ps, gs, fs, ms, shares, **settings)).tolist()
+        return [norms[:len(ps)], norms[len(ps):]]
     found: list[Tensor] = []
-    places: list[tuple[int, int, int]] = []  # of what is found: weights or updates, which tensor, to which power it adds up
-    for batch in cache_sized(sizes):
+    places: list[tuple[int, int]] = []  # of what is found: weights or updates, which tensor
+    for batch in batches:
         i, a, b = batch[0]
-        if sizes[i] >= SMALL:
-            p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
-            f.lerp_(g, 1 - alpha)
-            ghat = torch.lerp(f, g, shares[i])
-            if weight_decay:
-                ghat.add_(p, alpha=weight_decay)
-            torch.add(ghat, m, alpha=momentum, out=m)
-            vectors = flat(p), flat(ghat)
-            found += [torch.dot(x, x) if x.dtype == dtype else torch.linalg.vector_norm(x, dtype=dtype).square() for x in vectors]
-            places += [(0, i, 1), (1, i, 1)]
-        else:
+        if sizes[i] < SMALL:
             which = [i for i, _, _ in batch]
-            some, grads, filters, buffers, share = ([x[i] for i in which] for x in (ps, gs, fs, ms, shares))
-            torch._foreach_lerp_(filters, grads, 1 - alpha)
-            ghats = torch._foreach_lerp(filters, grads, share)
-            if weight_decay:
-                torch._foreach_add_(ghats, some, alpha=weight_decay)
-            found += torch._foreach_norm([*some, *ghats], 2, dtype)
-            torch._foreach_add_(ghats, buffers, alpha=momentum)
-            torch._foreach_copy_(buffers, ghats)
-            places += [(0, i, 2) for i in which] + [(1, i, 2) for i in which]
+            found += first_pass_together(*[[x[i] for i in which] for x in (ps, gs, fs, ms, shares)], **settings)  # type: ignore[arg-type]
+            places += [(row, i) for row in (0, 1) for i in which]
+            continue
+        p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
+        f.lerp_(g, 1 - alpha)
+        ghat = torch.lerp(f, g, shares[i])
+        if weight_decay:
+            ghat.add_(p, alpha=weight_decay)
+        torch.add(ghat, m, alpha=momentum, out=m)
+        for row, x in enumerate((p, ghat)):
+            dot = x.dtype == dtype and x.is_contiguous()  # the fastest way to a norm
+            found.append(torch.dot(x.view(-1), x.view(-1)).sqrt() if dot else torch.linalg.vector_norm(x, dtype=dtype))
+            places.append((row, i))
     squares = [[0.0] * len(ps), [0.0] * len(ps)]
-    for (row, i, power), x in zip(places, torch.stack(found).tolist(), strict=True):
-        squares[row][i] += x**power
-    return [list(map(math.sqrt, row)) for row in squares]
+    for (row, i), norm in zip(places, torch.stack(found).tolist(), strict=True):
+        squares[row][i] += norm**2
+    return [[math.sqrt(x) for x in row] for row in squares]
 
 def foreach_step(
     ps: list[Tensor],  # as in first_pass, changed in place
@@ -263,8 +285,8 @@ def average(
     ema: Tensor | float | None,  # as the groups keep it
 ) -> float | None:
     "The loss average as a plain number; None where it has not begun."
-    ema = read(ema)
-    return None if ema is None or math.isnan(ema) else ema
+    number = read(ema)
+    return None if number is None or math.isnan(number) else number
 
 # %% ../nbs/06_dals.ipynb #06_dals-065
 def over_ranks(
@@ -345,6 +367,7 @@ class DALS(Optimizer):
         self._losses: list[Tensor | float] = []
         self._last_lr: list[Tensor | float] | None = None
         self._kept: list[Any] = []  # what captured graphs point to
+        self._factors: Tensor | None = None  # the schedule on the GPU
         self._warned = False
         self._curve = self._build_curve()
         if thresholds is not None and not (len(thresholds) == 2 and thresholds[0] >= thresholds[1]):
@@ -517,8 +540,10 @@ class DALS(Optimizer):
             s: Any = 1.0
             if scheduled:
                 assert self.total_steps is not None
-                table = kernels.numbers(tuple(self.factor(i) for i in range(1, self.total_steps + 1)), place, self._kept)
-                s = table.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
+                if self._factors is None:
+                    factors = [self.factor(i) for i in range(1, self.total_steps + 1)]
+                    self._factors = torch.tensor(factors, dtype=torch.float64, device=place)
+                s = self._factors.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
         else:
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("A captured graph would repeat this update's place in the schedule: "
@@ -542,23 +567,32 @@ class DALS(Optimizer):
             alphas = tuple([self.memory(group, k) for k in phases])
             shares = tuple([gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in phases])
             key = group["lr"], alphas, settings
-            for row in rows:
-                p, mine = row[0], row
-                if known := isinstance(p, split):
-                    mine = tuple([x.to_local() for x in row])
-                elif group["foreach"] is None:
-                    known = type(p) is Parameter or type(p) is Tensor
-                loop = group["foreach"] is False or not (known or group["foreach"]) or not (p.is_cpu or kernels and kernels.usable(p.device))
-                if loop or ((kernels or mine[0].numel() >= SMALL) and not alike(*mine)):
+            kinds = [(type(row[0]), row[0].dtype, row[0].device) for row in rows]
+            for kind in dict.fromkeys(kinds):
+                some = rows if kind == kinds[0] == kinds[-1] else [row for row, its in zip(rows, kinds, strict=True) if its == kind]
+                cls, dtype, place = kind
+                whole = not issubclass(cls, split)
+                mine = some if whole else [tuple([x.to_local() for x in row]) for row in some]
+                known = group["foreach"] is True or cls is Parameter or cls is Tensor or not whole
+                fits = [False] * len(some)
+                if known and group["foreach"] is not False and (place.type == "cpu" or kernels and kernels.usable(place)):
+                    fits = [kernels is None and row[0].numel() <= CACHE or alike(*row) for row in mine]
+                if not all(fits):
                     k = phases.index(self.phase)
-                    tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k], **dict(zip(SETTINGS, settings, strict=True)))
-                    continue
-                batch = batches.setdefault((p.dtype, p.device, mine is row, key), [])
-                batch.append((*mine, shares, p))
-        for (_, device, plain, (lr, alphas, settings)), rows in batches.items():
-            ps, gs, fs, ms, shares, owners = map(list, zip(*rows, strict=True))
-            options = dict(zip(SETTINGS, settings, strict=True), whole=None if plain else partial(over_shards, ps=owners))
-            if kernels and kernels.usable(device):
+                    for row in [row for row, fit in zip(some, fits, strict=True) if not fit]:
+                        tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k],
+                                    **dict(zip(SETTINGS, settings, strict=True)))
+                    some, mine = ([row for row, fit in zip(every, fits, strict=True) if fit] for every in (some, mine))
+                if mine:
+                    batch = batches.setdefault((dtype, place, whole, key), ([], [], []))
+                    batch[0].extend(mine)
+                    batch[1].extend([shares] * len(mine))
+                    batch[2].extend(some)
+        for (_, place, plain, (lr, alphas, settings)), (mine, shares, rows) in batches.items():
+            ps, gs, fs, ms = map(list, zip(*mine, strict=True))
+            options = dict(zip(SETTINGS, settings, strict=True))
+            options["whole"] = None if plain else partial(over_shards, ps=[row[0] for row in rows])
+            if kernels and kernels.usable(place):
                 phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
                 kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
             else:
@@ -597,7 +631,7 @@ class DALS(Optimizer):
             for name, value in {**self.defaults, **RUN_START}.items():
                 if name != "differentiable":  # torch's own mark in the defaults
                     group.setdefault(name, value)
-        self._curve = self._build_curve()
+        self._curve, self._kept, self._factors = self._build_curve(), [], None
 
 # %% ../nbs/06_dals.ipynb #06_dals-072
 class DALSFast(DALS):
