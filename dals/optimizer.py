@@ -541,8 +541,9 @@ class DALS(Optimizer):
             if scheduled:
                 assert self.total_steps is not None
                 if self._factors is None:
-                    factors = [self.factor(i) for i in range(1, self.total_steps + 1)]
-                    self._factors = torch.tensor(factors, dtype=torch.float64, device=place)
+                    factors = tuple([self.factor(i) for i in range(1, self.total_steps + 1)])
+                    self._kept.append(kernels.there(factors, torch.float64, place))
+                    self._factors = self._kept[-1][1]
                 s = self._factors.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
         else:
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
