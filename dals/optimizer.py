@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from .adaptive import REMEDIES, evaluate, same_groups
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
@@ -253,7 +254,7 @@ def check_group(
         raise ValueError(f"depth runs from 0 (bottom) to 1 (top), got {group['depth']}.")
     for name in ("maximize", "differentiable", "fused"):
         if group.get(name):
-            raise ValueError(f"DALS does not support {name}.")
+            raise ValueError(f"DALS does not support {name}: {REMEDIES[name]}.")
     clip = tuple(group["trust_clip"])
     if len(clip) != 2 or not 0 <= clip[0] <= clip[1]:
         raise ValueError(f"trust_clip must be (low, high) with 0 <= low <= high, got {group['trust_clip']}.")
@@ -451,12 +452,9 @@ class DALS(Optimizer):
         closure: Callable[[], Any] | None = None,  # computes gradients anew and returns the loss
     ) -> Any:  # what the closure returned
         "One update. RuntimeError if there has been no loss since the last one, unless every `lr` is 0: then it only allocates state."
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-            if loss is not None:
-                self.observe(loss)
+        loss = evaluate(closure)
+        if loss is not None:
+            self.observe(loss)
         if self._skipped():
             self._losses.clear()
             return loss
@@ -612,13 +610,8 @@ class DALS(Optimizer):
         state_dict: dict[str, Any],  # from `state_dict()`: tensors and plain numbers
     ) -> None:
         "Continue where another optimizer stopped; ValueError that says which groups do not fit."
-        theirs, ours = ([len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
-        if len(theirs) != len(ours):
-            raise ValueError(f"The state has {len(theirs)} parameter groups, this optimizer {len(ours)}: build it with the same groups.")
-        for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
-            if a != b:
-                raise ValueError(f"Group {i} has {a} parameters in the state and {b} in this optimizer: build it with the same groups.")
-        super().load_state_dict(state_dict)
+        with self.register_load_state_dict_pre_hook(same_groups):  # after all other hooks
+            super().load_state_dict(state_dict)
         self._last_lr = None
         self._losses.clear()
 

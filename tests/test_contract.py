@@ -183,14 +183,6 @@ def assert_same(a, b):
         assert a == b
 
 
-def state_of(optimizer):
-    """The state dict. (A DALS that was loaded or copied has torch's `differentiable: False` in its groups besides.)"""
-    state = optimizer.state_dict()
-    if isinstance(optimizer, DALS):
-        state["param_groups"] = [{k: v for k, v in group.items() if k != "differentiable"} for group in state["param_groups"]]
-    return state
-
-
 def through_a_file(state):
     file = io.BytesIO()
     torch.save(state, file)
@@ -650,7 +642,7 @@ def test_the_state_is_tensors_and_plain_numbers_and_is_complete(name):
         assert len(state["state"]) == len(params) * bool(BUFFERS[name])
         again = make(name, weights(), **kwargs)
         again.load_state_dict(through_a_file(state))
-        assert_same(state_of(again), state)
+        assert_same(again.state_dict(), state)
 
 
 @each
@@ -667,7 +659,7 @@ def test_a_reloaded_run_goes_on_bit_by_bit(name):
             again = make(name, two_groups(others), **run_options)
             again.load_state_dict(state)
             assert_same(train(name, again, others, cut, 10), train(name, optimizer, params, cut, 10))
-            assert_same(state_of(again), state_of(optimizer))
+            assert_same(again.state_dict(), optimizer.state_dict())
 
 
 @each
@@ -720,7 +712,7 @@ def test_a_state_of_other_groups_is_refused_and_says_where(name):
     wrong = {(3,): r"has 1 parameter groups, the optimizer 2", (1, 1, 1): r"has 3 parameter groups, the optimizer 2",
              (1, 1): r"group 1 has 1 parameters in the state, 2", (2, 1): r"group 0 has 2 parameters in the state, 1"}
     for sizes, sentence in wrong.items():
-        with pytest.raises(ValueError, match="parameter group" if name.startswith("dals") else sentence):
+        with pytest.raises(ValueError, match=sentence):
             optimizer.load_state_dict(build(*sizes).state_dict())
         assert_same(optimizer.state_dict(), before)
 
@@ -748,7 +740,7 @@ def test_clones_have_all_that_is_public_and_go_on_alike(name, clone):
         public = {key for key in vars(optimizer) if not key.startswith("_")}
         assert public <= set(vars(twin)) and public >= {"state", "defaults"}
         assert twin.param_groups[0]["params"][0] is others[0]
-        assert_same(state_of(twin), state_of(optimizer))
+        assert_same(twin.state_dict(), optimizer.state_dict())
         assert_same(train(name, twin, others, 4, 10), train(name, optimizer, params, 4, 10))
 
 
@@ -918,8 +910,7 @@ def test_saving_and_loading_anywhere_changes_nothing(seed, shapes, cut, base, wr
     again = build(course.groups(others))
     again.load_state_dict(through_a_file(optimizer.state_dict()))
     assert_same(course.walk(again, others, cut), course.walk(optimizer, params, cut))
-    if base != "DALS":  # whose groups have a key more after loading, see state_of
-        assert_same(again.state_dict(), optimizer.state_dict())
+    assert_same(again.state_dict(), optimizer.state_dict())
 
 
 @settings(max_examples=30, deadline=None)
