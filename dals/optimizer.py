@@ -177,7 +177,7 @@ def first_pass(
     settings = {"alpha": alpha, "momentum": momentum, "weight_decay": weight_decay}
     sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
     batches = cache_sized(sizes)
-    if len(batches[0]) == len(ps):  # a small model is one batch
+    if len(batches) == 1 and sizes[0] < SMALL:  # a small model is one batch
         norms = torch.stack(first_pass_together(ps, gs, fs, ms, shares, **settings)).tolist()
         return [norms[:len(ps)], norms[len(ps):]]
     found: list[Tensor] = []
@@ -568,7 +568,7 @@ class DALS(Optimizer):
             key = group["lr"], alphas, settings
             kinds = [(type(row[0]), row[0].dtype, row[0].device) for row in rows]
             for kind in dict.fromkeys(kinds):
-                some = rows if kind == kinds[0] == kinds[-1] else [row for row, its in zip(rows, kinds, strict=True) if its == kind]
+                some = rows if kinds.count(kind) == len(rows) else [row for row, its in zip(rows, kinds, strict=True) if its == kind]
                 cls, dtype, place = kind
                 whole = not issubclass(cls, split)
                 mine = some if whole else [tuple([x.to_local() for x in row]) for row in some]

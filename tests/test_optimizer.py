@@ -136,13 +136,28 @@ def test_loop_and_lists_agree_in_mixed_precision(maker):
     same(trial.go(a, ps), trial.go(b, qs), rtol=1e-3, atol=1e-5)
 
 
+def test_dtypes_may_alternate_within_a_group():
+    def go(foreach):
+        ps = [Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float32, torch.float64)]
+        optimizer = DALS(ps, 0.3, total_steps=None, schedule=None, thresholds=None, foreach=foreach)
+        for p in ps:
+            p.grad = torch.arange(3).to(p.dtype)
+        optimizer.step()
+        return torch.stack([p.detach().double() for p in ps])
+    torch.testing.assert_close(go(None), go(False), rtol=1e-6, atol=1e-7)
+    assert torch.equal(go(None)[0], go(None)[2]) and torch.equal(go(None)[1], go(None)[3])
+
+
 def test_the_cut_into_batches_changes_nothing(monkeypatch):
     trial = Trial(5)
     ps, qs = trial.params(), trial.params()
     whole = trial.go(MAKERS["DALS"](trial.groups(ps), foreach=True), ps)
-    monkeypatch.setattr(dals.optimizer, "CACHE", 1)
-    dals.optimizer.cache_sized.cache_clear()
+    cut, seen = dals.optimizer.cache_sized, []
+    monkeypatch.setattr(dals.optimizer, "CACHE", 2)
+    monkeypatch.setattr(dals.optimizer, "SMALL", 1)
+    monkeypatch.setattr(dals.optimizer, "cache_sized", lambda sizes: seen.append(cut(sizes, 2, 1)) or seen[-1])
     same(whole, trial.go(MAKERS["DALS"](trial.groups(qs), foreach=True), qs), rtol=1e-12, atol=1e-14)
+    assert max(map(len, seen)) > 10 # pieces of two elements
 
 
 @settings(max_examples=15, deadline=None)
