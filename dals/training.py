@@ -5,6 +5,7 @@
 # %% ../nbs/10_training.ipynb #10_training-003
 from __future__ import annotations
 
+import gc
 import json
 import math
 import platform
@@ -159,6 +160,7 @@ def peak_memory(
     "The most memory since the last start: of the whole process, or of torch's tensors on CUDA"
     if place.type == "cuda":
         if start:
+            gc.collect() # graphs of an earlier run hold on to each other, and to their memory
             torch.cuda.reset_peak_memory_stats(place)
         return torch.cuda.max_memory_allocated(place) >> 20
     try:

@@ -103,6 +103,7 @@ def test_the_cut_fills_both_protocols_in_under_three_hours_on_two_cores_each():
 def test_the_records_of_the_four_columns_say_what_stands_in_and_what_it_held_in_memory():
     for run in TABLES:
         if run.task.startswith(("cifar10", "rte", "imdb")):
-            assert (run.precision, run.compiled, run.together, run.threads) == ("float32", False, 1, 1)
-            assert 500 < run.peak_memory < 6000 # MiB
+            on_gpu = run.device.startswith("cuda")
+            assert (run.precision, run.compiled) == (("bfloat16", True) if on_gpu else ("float32", False))
+            assert (run.together, run.threads) == (1, 1) and 500 < run.peak_memory < (8000 if on_gpu else 6000) # MiB
             assert run.backbone == "all-MiniLM-L6-v2" or "not the original pixels" in run.data["copy"]
