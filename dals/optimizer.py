@@ -22,9 +22,9 @@ from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
 __all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'SETTINGS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
-           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'first_pass_together', 'first_pass',
-           'foreach_step', 'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as',
-           'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
+           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'filtered', 'first_pass', 'foreach_step',
+           'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS',
+           'DALSFast', 'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -141,26 +141,20 @@ def alike(
     return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
-def first_pass_together(
-    ps: list[Tensor],  # as in first_pass, but small
-    gs: list[Tensor],
-    fs: list[Tensor],  # changed in place
-    ms: list[Tensor],  # changed in place
-    shares: list[float],
-    *,
-    alpha: float,
-    momentum: float,
-    weight_decay: float,
-) -> tuple[Tensor, ...]:  # norms of the parameters, then of their filtered gradients
-    "The first pass over a batch of small tensors."
+def filtered(
+    ps: list[Tensor],  # small parameters of one dtype
+    gs: list[Tensor],  # their gradients
+    fs: list[Tensor],  # their filtered gradients, changed in place
+    shares: list[float],  # weight of each raw gradient
+    alpha: float,  # the filter's memory in this phase
+    weight_decay: float,  # lambda
+) -> tuple[Any, Any]:  # what the momentum is to receive; norms of the parameters, then of that
+    "DALS step 3 for a batch of small tensors."
     torch._foreach_lerp_(fs, gs, 1 - alpha)
     ghats = torch._foreach_lerp(fs, gs, shares)
     if weight_decay:
         torch._foreach_add_(ghats, ps, alpha=weight_decay)
-    norms = torch._foreach_norm([*ps, *ghats], 2, norm_dtype(ps[0].dtype))
-    torch._foreach_add_(ghats, ms, alpha=momentum)
-    torch._foreach_copy_(ms, ghats)
-    return norms
+    return ghats, torch._foreach_norm([*ps, *ghats], 2, norm_dtype(ps[0].dtype))
 
 def first_pass(
     ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `CACHE` elements `alike` gradient and buffers
@@ -174,19 +168,18 @@ def first_pass(
     weight_decay: float,  # lambda
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    settings = {"alpha": alpha, "momentum": momentum, "weight_decay": weight_decay}
     sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
-    batches = cache_sized(sizes)
-    if len(batches) == 1 and sizes[0] < SMALL:  # a small model is one batch
-        norms = torch.stack(first_pass_together(ps, gs, fs, ms, shares, **settings)).tolist()
-        return [norms[:len(ps)], norms[len(ps):]]
     found: list[Tensor] = []
     places: list[tuple[int, int]] = []  # of what is found: weights or updates, which tensor
-    for batch in batches:
+    for batch in cache_sized(sizes):
         i, a, b = batch[0]
         if sizes[i] < SMALL:
             which = [i for i, _, _ in batch]
-            found += first_pass_together(*[[x[i] for i in which] for x in (ps, gs, fs, ms, shares)], **settings)  # type: ignore[arg-type]
+            some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
+            ghats, norms = filtered(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
+            for i, ghat in zip(which, ghats, strict=True):
+                torch.add(ghat, ms[i], alpha=momentum, out=ms[i])
+            found += norms
             places += [(row, i) for row in (0, 1) for i in which]
             continue
         p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
@@ -221,13 +214,23 @@ def foreach_step(
     whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
 ) -> None:
     "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
-    norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
-    if whole:
-        norms = whole(torch.tensor(norms, dtype=torch.float64)).tolist()
-    low, high = trust_clip
-    for p, m, weight, update in zip(ps, ms, *norms, strict=True):
-        ratio = min(max(trust * weight / (update + eps), low), high) if weight and update else 1.0
-        p.sub_(m, alpha=rate * ratio)
+    def rates() -> list[float]:
+        low, high = trust_clip
+        known = whole(torch.tensor(norms, dtype=torch.float64)).tolist() if whole else norms
+        return [rate * (min(max(trust * w / (u + eps), low), high) if w and u else 1.0) for w, u in zip(*known, strict=True)]
+
+    n = len(ps)
+    if sum([p.numel() for p in ps]) <= CACHE:  # a small model stays in the cache, and its momentum can wait until the weights move
+        ghats, lengths = filtered(ps, gs, fs, shares, alpha, weight_decay)
+        found = torch.stack(lengths).tolist()
+        norms = [found[:n], found[n:]]
+        for p, ghat, m, step in zip(ps, ghats, ms, rates(), strict=True):
+            torch.add(ghat, m, alpha=momentum, out=m)
+            p.sub_(m, alpha=step)
+    else:
+        norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+        for p, m, step in zip(ps, ms, rates(), strict=True):
+            p.sub_(m, alpha=step)
 
 # %% ../nbs/06_dals.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
@@ -544,7 +547,7 @@ class DALS(Optimizer):
                     self._factors = self._kept[-1][1]
                 s = self._factors.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
         else:
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            if self.param_groups[0]["params"][0].is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("A captured graph would repeat this update's place in the schedule: "
                                    "build the optimizer with capturable=True.")
             t, s = int(t) + 1, self.factor(int(t) + 1)
