@@ -565,41 +565,41 @@ class DALS(Optimizer):
         phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
         batches: dict[Any, Any] = {}
         for group, rows in found:
-            settings = group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]), group["eps"]
             alphas = tuple([self.memory(group, k) for k in phases])
+            key = (group["lr"], group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]), group["eps"], alphas,
+                   group["foreach"])
             shares = tuple([gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in phases])
-            key = group["lr"], alphas, settings
-            kinds = [(type(row[0]), row[0].dtype, row[0].device) for row in rows]
-            for kind in dict.fromkeys(kinds):
-                some = rows if kinds.count(kind) == len(rows) else [row for row, its in zip(rows, kinds, strict=True) if its == kind]
-                cls, dtype, place = kind
-                whole = not issubclass(cls, split)
-                mine = some if whole else [tuple([x.to_local() for x in row]) for row in some]
-                known = group["foreach"] is True or cls is Parameter or cls is Tensor or not whole
+            batch = batches.setdefault(key, [])
+            batch += [(*row, shares) for row in rows]
+        for (lr, momentum, weight_decay, trust, trust_clip, eps, alphas, foreach), rows in batches.items():
+            options = {"momentum": momentum, "weight_decay": weight_decay, "trust": trust, "trust_clip": trust_clip, "eps": eps}
+            kinds: dict[Any, Any] = {}
+            for row in rows:
+                p = row[0]
+                kinds.setdefault((type(p), p.dtype, p.device), []).append(row)
+            for (cls, _, place), some in kinds.items():
+                whole = cls is Parameter or not issubclass(cls, split)
+                mine = some if whole else [(*[x.to_local() for x in row[:4]], row[4]) for row in some]
+                known = cls is Parameter or cls is Tensor or not whole or foreach
                 fits = [False] * len(some)
-                if known and group["foreach"] is not False and (place.type == "cpu" or kernels and kernels.usable(place)):
-                    fits = [kernels is None and row[0].numel() <= CACHE or alike(*row) for row in mine]
+                if known and foreach is not False and (place.type == "cpu" or kernels and kernels.usable(place)):
+                    fits = [kernels is None and row[0].numel() <= CACHE or alike(*row[:4]) for row in mine]
                 if not all(fits):
                     k = phases.index(self.phase)
                     for row in [row for row, fit in zip(some, fits, strict=True) if not fit]:
-                        tensor_step(*row, rate=float(group["lr"] * s), alpha=alphas[k], share=shares[k],
-                                    **dict(zip(SETTINGS, settings, strict=True)))
+                        tensor_step(*row[:4], rate=float(lr * s), alpha=alphas[k], share=row[4][k], **options)
                     some, mine = ([row for row, fit in zip(every, fits, strict=True) if fit] for every in (some, mine))
                 if mine:
-                    batch = batches.setdefault((dtype, place, whole, key), ([], [], []))
-                    batch[0].extend(mine)
-                    batch[1].extend([shares] * len(mine))
-                    batch[2].extend(some)
-        for (_, place, plain, (lr, alphas, settings)), (mine, shares, rows) in batches.items():
-            ps, gs, fs, ms = map(list, zip(*mine, strict=True))
-            options = dict(zip(SETTINGS, settings, strict=True))
-            options["whole"] = None if plain else partial(over_shards, ps=[row[0] for row in rows])
-            if kernels and kernels.usable(place):
-                phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
-            else:
-                k = phases.index(self.phase)
-                foreach_step(ps, gs, fs, ms, [share[k] for share in shares], rate=float(lr * s), alpha=alphas[k], **options)
+                    ps, gs, fs, ms, shares = map(list, zip(*mine, strict=True))
+                    if not whole:
+                        options["whole"] = partial(over_shards, ps=[row[0] for row in some])
+                    if kernels and kernels.usable(place):
+                        phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
+                        kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
+                    else:
+                        k = phases.index(self.phase)
+                        foreach_step(ps, gs, fs, ms, [share[k] for share in shares], rate=float(lr * s), alpha=alphas[k], **options)
+                    options.pop("whole", None)
 
     def state_dict(self) -> dict[str, Any]:
         "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."
