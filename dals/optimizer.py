@@ -590,15 +590,15 @@ class DALS(Optimizer):
                         tensor_step(*row[:4], rate=float(lr * s), alpha=alphas[k], share=row[4][k], **options)
                     some, mine = ([row for row, fit in zip(every, fits, strict=True) if fit] for every in (some, mine))
                 if mine:
-                    ps, gs, fs, ms, shares = map(list, zip(*mine, strict=True))
+                    ps, gs, fs, ms, each = map(list, zip(*mine, strict=True))
                     if not whole:
                         options["whole"] = partial(over_shards, ps=[row[0] for row in some])
                     if kernels and kernels.usable(place):
                         phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                        kernels.step(ps, gs, fs, ms, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
+                        kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
                     else:
                         k = phases.index(self.phase)
-                        foreach_step(ps, gs, fs, ms, [share[k] for share in shares], rate=float(lr * s), alpha=alphas[k], **options)
+                        foreach_step(ps, gs, fs, ms, [share[k] for share in each], rate=float(lr * s), alpha=alphas[k], **options)
                     options.pop("whole", None)
 
     def state_dict(self) -> dict[str, Any]:
