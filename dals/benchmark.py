@@ -338,10 +338,10 @@ def _reached(run: Run, target: float) -> float:
 def default_target(
     runs: Sequence[Run], # of one task
 ) -> float: # percent
-    "The mean accuracy of Fixed SGD after the last epoch, cut to a whole percent; without it that of all runs"
+    "What every run of Fixed SGD has after its last epoch, cut to a whole percent; without one, the median of all runs"
     finals = [(run.strategy == BASELINE, run.final_accuracy) for run in runs if run.final_accuracy is not None]
-    chosen = [final for base, final in finals if base] or [final for _, final in finals]
-    return float(math.floor(statistics.fmean(chosen))) if chosen else 0.0
+    base, every = [final for of_base, final in finals if of_base], [final for _, final in finals]
+    return float(math.floor(min(base) if base else statistics.median(every))) if every else 0.0
 
 
 def table(
@@ -368,8 +368,10 @@ def table(
     return sorted(rows, key=lambda row: (-row.final.mean if row.final else math.inf, row.wait))
 
 # %% ../nbs/21_benchmark.ipynb #21_benchmark-026
-def _colour(row: Row) -> str:
-    return "C6" if row.generation == "SOTA" else f"C{row.generation}"
+def _colour(generation: str) -> str:
+    "The colour of a generation (0 is the ink) in the style of now; a name such as C1 would be looked up when the picture is saved"
+    from matplotlib.colors import to_hex
+    return to_hex("C6" if generation == "SOTA" else f"C{generation}")
 
 
 def _accuracy(value: Summary | None) -> str:
@@ -425,8 +427,8 @@ class Comparison:
                     f"± is Student's 95 % interval of the mean over seeds; the size of the test set alone leaves "
                     f"±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on the first row.")
         said.append(self._ties([row for row in rows if row.final]))
-        if never := [row.strategy for row in rows if row.epochs == math.inf]:
-            said.append(f"At least half of the seeds never reach {self.target:g} % with {', '.join(never)}.")
+        if any(row.epochs == math.inf for row in rows):
+            said.append(f"Never: at least half of the seeds do not reach {self.target:g} %.")
         if lost := [f"{row.strategy} ({row.diverged} of {row.runs})" for row in rows if row.diverged]:
             said.append(f"Diverged, and counted with the epochs that they finished: {', '.join(lost)}.")
         if self.failed:
@@ -471,7 +473,7 @@ class Comparison:
         rows = [row for row in self.rows if row.final]
         generations = sorted({row.generation for row in rows})
         with plt.style.context("dals.paper"):
-            fig = plt.figure(figsize=(max(4.0, 2.1 * len(generations) + 0.8), 5.4))
+            fig = plt.figure(figsize=(max(4.0, 2.0 * len(generations) + 0.8), 5.8))
             axes = fig.subplots(2, len(generations), sharex=True, sharey="row", squeeze=False)
             for column, generation in enumerate(generations):
                 own = [row for row in rows if row.generation == generation]
@@ -480,10 +482,11 @@ class Comparison:
                         if row.generation != generation:
                             self._line(ax, row, what, "-", color="#c9cdd1", lw=0.7, zorder=1)
                     for row, style in zip(own, _STYLES * len(own), strict=False):
-                        self._line(ax, row, what, style, color=_colour(row), lw=1.9, zorder=3, label=row.strategy, seeds=True)
+                        self._line(ax, row, what, style, color=_colour(generation), lw=1.9, zorder=3, label=row.strategy, seeds=True)
                 axes[0, column].set_title("the paper's own" if generation == "SOTA" else f"generation {generation}", fontsize=9.5)
                 axes[1, column].set_xlabel("epoch")
-                axes[1, column].legend(*axes[0, column].get_legend_handles_labels(), fontsize=7, loc="upper right", handlelength=2.4)
+                axes[1, column].legend(*axes[0, column].get_legend_handles_labels(), fontsize=7.5, loc="upper left", handlelength=2.8,
+                                       bbox_to_anchor=(-0.06, -0.2), borderaxespad=0)
             axes[0, 0].set_ylabel("test accuracy, %")
             axes[1, 0].set_ylabel("training loss")
             losses = [epoch["train_loss"] for run in self.runs for epoch in run.history]
@@ -500,7 +503,7 @@ class Comparison:
             for line in lines:
                 ax.plot(range(1, len(line) + 1), line, color=color, lw=0.6, alpha=0.55, zorder=zorder)
         mean = [statistics.fmean(values) for values in zip(*lines, strict=False)]
-        ax.plot(range(1, len(mean) + 1), mean, style, color=color, lw=lw, zorder=zorder, label=label,
+        ax.plot(range(1, len(mean) + 1), mean, linestyle=style, color=color, lw=lw, zorder=zorder, label=label,
                 marker="." if len(mean) == 1 else None)
 
     def cost(self) -> Figure:
@@ -512,13 +515,14 @@ class Comparison:
         with plt.style.context("dals.paper"):
             fig = plt.figure(figsize=(7.2, 1.3 + 0.24 * len(rows)))
             left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+            ink = _colour("0")
             for place, row in enumerate(rows):
                 some = [run for run in self.runs if run.strategy == row.strategy]
-                finals, colour = [run.final_accuracy for run in some if run.final_accuracy is not None], _colour(row)
+                finals, colour = [run.final_accuracy for run in some if run.final_accuracy is not None], _colour(row.generation)
                 if len(finals) > 1 and row.final:
                     left.plot([row.final.low, row.final.high], [place, place], color=colour, lw=6, alpha=0.22, solid_capstyle="butt")
                 left.plot(finals, [place] * len(finals), "o", color=colour, ms=4, alpha=0.8, mew=0)
-                left.plot(row.final.mean if row.final else [], place if row.final else [], "|", color="C0", ms=10, mew=2, zorder=3)
+                left.plot(row.final.mean if row.final else [], place if row.final else [], "|", color=ink, ms=10, mew=2, zorder=3)
                 right.plot([0, row.seconds / unit], [place, place], color=colour, lw=3 * row.gradients, alpha=0.35, solid_capstyle="butt")
                 if row.wait < math.inf:
                     right.plot(row.wait / unit, place, "D", color=colour, ms=5, mec="white", mew=0.7, zorder=3)
@@ -530,8 +534,8 @@ class Comparison:
             left.set_xlabel("test accuracy after the last epoch, %")
             right.set_xlabel(f"time per run, {BASELINE} = 1" if base else "seconds per run")
             right.set_xlim(left=0)
-            right.plot([], [], "D", color="C0", ms=5, label=f"time to {self.target:g} %")
-            right.plot([], [], color="C0", lw=6, alpha=0.35, label="two gradients per step")
+            right.plot([], [], "D", color=ink, ms=5, label=f"time to {self.target:g} %")
+            right.plot([], [], color=ink, lw=6, alpha=0.35, label="two gradients per step")
             fig.legend(loc="outside upper right", ncols=2, fontsize=8)
             for ax in (left, right):
                 ax.grid(axis="y", visible=False)
@@ -543,6 +547,7 @@ class Comparison:
         out: str | Path, # folder to write into, made if it is not there
     ) -> list[Path]: # the files: Markdown, and both pictures as PNG
         "Write table, curves and cost as files; the pictures with SVG and alt text beside them, as chapter 13 saves them"
+        import matplotlib.pyplot as plt
         from dals.report import save_figure
         page = Path(out) / f"{self.task}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -552,7 +557,8 @@ class Comparison:
         what = {"curves": f"Test accuracy and training loss over epochs on task {self.task}, a column for each generation.",
                 "cost": f"Accuracy after the last epoch and time per run on task {self.task}; best first: {names}."}
         drawn = {"curves": self.curves(), "cost": self.cost()} if any(row.final for row in self.rows) else {}
-        return [page, *(save_figure(fig, f"{self.task}_{name}", out, what[name]).with_suffix(".png") for name, fig in drawn.items())]
+        with plt.style.context("dals.paper"):
+            return [page, *(save_figure(fig, f"{self.task}_{name}", out, what[name]).with_suffix(".png") for name, fig in drawn.items())]
 
 # %% ../nbs/21_benchmark.ipynb #21_benchmark-030
 def _no_strangers(task: Task, data: Data, runs: Iterable[Run], store: Store) -> None: # raises `Conflict`
@@ -569,7 +575,7 @@ def benchmark(
     seeds: int | Iterable[int] = 5, # how many, from 0 up; or which
     *,
     jobs: int = 1, # processes, one thread each; 1 trains a task that was given as an object here
-    target: float | None = None, # accuracy in percent to be reached; None: what Fixed SGD ends with
+    target: float | None = None, # accuracy in percent to be reached; None: `default_target`
     protocol: str = "paper", # whose rates
     profile: str = "paper", # the budget: "paper" is what the task says, "smoke" a trial
     device: str | None = None, # such as "cuda"; None is the CPU
