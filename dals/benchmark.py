@@ -432,7 +432,8 @@ class Comparison:
         if lost := [f"{row.strategy} ({row.diverged} of {row.runs})" for row in rows if row.diverged]:
             said.append(f"Diverged, and counted with the epochs that they finished: {', '.join(lost)}.")
         if self.failed:
-            said.append(f"{len(self.failed)} runs failed and are not counted; the same call tries them again.")
+            count = len(self.failed)
+            said.append(f"{count} run{'s' * (count > 1)} failed and {'are' if count > 1 else 'is'} not counted; the same call tries again.")
         return said
 
     def _ties(self, rows: Sequence[Row]) -> str:

@@ -604,6 +604,9 @@ def benchmark(args: argparse.Namespace) -> int:
                           protocol=args.protocol, profile=args.profile, device=args.device)
     except (Unavailable, ValueError) as error:
         raise Refused(str(error)) from None
+    except RuntimeError as error: # every run failed
+        print(f"dals: {error}", file=sys.stderr)
+        return 1
     print("", result, sep="\n")
     if args.out:
         print("", *(os.path.relpath(path) for path in result.save(args.out)), sep="\n")

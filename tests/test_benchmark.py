@@ -264,7 +264,32 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(tmp_path):
     store = Store(local=tmp_path / "two")
     benchmark(mine(), ["Adam"], seeds=1, store=store, progress=None)
     result = benchmark(mine(model=moody), ["Adam", "Lion"], seeds=1, store=store, progress=None)
-    assert [key.strategy for key in result.failed] == ["Lion"] and len(result.rows) == 1 and "1 runs failed" in str(result)
+    assert [key.strategy for key in result.failed] == ["Lion"] and len(result.rows) == 1
+    assert "1 run failed and is not counted" in str(result)
+
+
+def test_where_every_run_fails_the_command_says_why_and_fails(root, capsys):
+    (root / "moody.py").write_text(FILE.replace("from beside import CLASSES", "CLASSES = 3").replace("def model():", """
+class Net(nn.Linear):
+    def forward(self, x):
+        assert self.training, "no answers today"
+        return super().forward(x)
+
+def model():
+    return Net(4, 3)"""))
+    assert main(["benchmark", "moody.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED, AssertionError: no answers today" in out
+    assert err == "dals: none of the 1 runs came to an end: AssertionError: no answers today\n"
+
+
+def test_a_model_that_returns_more_than_logits_is_told_where_they_are(tmp_path):
+    task = mine(model=lambda: Returns(lambda logits: {"logits": logits}))
+    task = replace(task, logits=lambda model, *inputs: model(*inputs)["logits"], augment=lambda x: x + 0.0)
+    told_so = benchmark(task, ["DALS"], seeds=1, store=Store(local=tmp_path / "a"), progress=None)
+    plain = mine(model=lambda: Returns(lambda logits: logits))
+    plain = benchmark(plain, ["DALS"], seeds=1, store=Store(local=tmp_path / "b"), progress=None)
+    assert told_so.runs[0].history == plain.runs[0].history
 
 
 def test_missing_data_is_its_own_sentence_and_other_records_do_not_disturb_verify(root, capsys):
