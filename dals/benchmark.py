@@ -54,11 +54,24 @@ def _is_pair(batches: Any) -> bool:
             and (_is_array(batches[0]) or (isinstance(batches[0], (tuple, list)) and all(map(_is_array, batches[0])))))
 
 
+@contextmanager
+def _fixed() -> Iterator[None]:
+    "Inside the block torch's generators are where seed 0 puts them; behind it they are where they were"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(0)
+        yield
+
+
 def stack(
     batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or a tuple of them
     part: str = "train", # what the sentences call it
 ) -> Split: # raises `ValueError` with a sentence for what cannot be stacked
-    "All batches in memory"
+    "All batches in memory; a loader that shuffles or augments by torch's generator does so alike every time"
+    with _fixed():
+        return _stacked(batches, part)
+
+
+def _stacked(batches: Any, part: str) -> Split:
     inputs: list[tuple[Tensor, ...]] = []
     labels: list[Tensor] = []
     try:
@@ -220,7 +233,7 @@ def check(
     budget = task.budget(profile)
     if budget.epochs < 1 or budget.batch_size < 1:
         raise ValueError(f"a run needs at least one epoch and one example per batch, not {budget.epochs} and {budget.batch_size}.")
-    with torch.random.fork_rng():
+    with _fixed():
         data = task.load(profile)
         for part, split in (("train", data.train), ("test", data.test)):
             _check_split(split, part, task.classes)
@@ -253,7 +266,8 @@ def load_task(
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent)) # what lies beside it can be imported
     try:
-        spec.loader.exec_module(module)
+        with _fixed():
+            spec.loader.exec_module(module)
     except Exception as error:
         lines, trace = [], error.__traceback__
         while trace:
@@ -602,6 +616,10 @@ def benchmark(
         except Conflict as error:
             raise Conflict(f"{str(error).partition(':')[0]}: give the task another name, or move its folder in the store away.") from None
         failed: dict[Key, str] = {}
+        travels = _packed(task) if todo and where is None and jobs != 1 else b""
+        if todo and where is not None and load_task(where).load(profile).fingerprint != data.fingerprint:
+            raise ValueError(f"{where} makes other data each time it is run, and every worker runs it: fix the seed of what is drawn "
+                             "there, such as train_test_split(..., random_state=0).")
         if progress:
             progress(f"{len(todo)} of {len(configs)} runs to do" if todo else f"nothing to do: all {len(configs)} runs are in the store")
         if todo and where is None and jobs == 1:
@@ -611,7 +629,7 @@ def benchmark(
             with tempfile.TemporaryDirectory() as folder:
                 if where is None:
                     source = Path(folder) / "task.pickle"
-                    source.write_bytes(_packed(task))
+                    source.write_bytes(travels)
                 else:
                     path, _, name = where.rpartition(":")
                     source = Path(f"{Path(path).resolve()}:{name}")

@@ -166,6 +166,8 @@ def test_however_batches_come_they_make_one_task():
         data = task.load()
         assert torch.equal(data.train.inputs[0], TRAIN[0]) and torch.equal(data.train.labels, TRAIN[1])
         assert data.fingerprint == tasks[0].load().fingerprint and task.classes == 3
+    loader = DataLoader(TensorDataset(*TRAIN), batch_size=7, shuffle=True)
+    assert mine(train=loader).load().fingerprint == mine(train=loader).load().fingerprint != tasks[0].load().fingerprint
     changed = mine(train=(TRAIN[0], TRAIN[1].flip(0)))
     assert changed.load().fingerprint != tasks[0].load().fingerprint
     two = mine(train=((TRAIN[0], TRAIN[0][:, 0]), TRAIN[1]))
@@ -281,6 +283,16 @@ def model():
     out, err = capsys.readouterr()
     assert "FAILED, AssertionError: no answers today" in out
     assert err == "dals: none of the 1 runs came to an end: AssertionError: no answers today\n"
+
+
+def test_a_file_that_draws_other_data_each_time_is_found_out_unless_torch_draws(root, capsys):
+    for name, draw in (("numpy", "torch.from_numpy(__import__('numpy').random.permutation(120))"), ("torch", "torch.randperm(120)")):
+        (root / "sub" / f"{name}_split.py").write_text(FILE.replace("trials = []", f"order = {draw}\nx, y = x[order], y[order]"))
+    assert main(["benchmark", "sub/numpy_split.py:task", "--strategy", "Adam", "--seeds", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert "makes other data each time it is run" in err and err.count("\n") == 1 and not out and not records(root)
+    assert main(["benchmark", "sub/torch_split.py:task", "--strategy", "Adam", "--seeds", "0"]) == 0
+    assert Store().runs("mine")[0].data["fingerprint"] == load_task("sub/torch_split.py:task").load().fingerprint
 
 
 def test_a_model_that_returns_more_than_logits_is_told_where_they_are(tmp_path):
