@@ -7,5 +7,6 @@ from dals.optimizer import DALS, DALSAcc, DALSFast
 from dals.strategies import STRATEGIES
 import dals.released  # registers the protocol
 from dals.training import fit
+from dals.benchmark import benchmark, own_task
 
-__all__ = ["DALS", "DALSAcc", "DALSFast", "STRATEGIES", "fit", "layer_groups"]
+__all__ = ["DALS", "DALSAcc", "DALSFast", "STRATEGIES", "benchmark", "fit", "layer_groups", "own_task"]

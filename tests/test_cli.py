@@ -235,7 +235,7 @@ def test_starting_is_light():
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("reproduce", "train", "status", "publish", "report", "verify"):
+    for command in ("reproduce", "train", "status", "publish", "report", "verify", "replay", "benchmark"):
         with pytest.raises(SystemExit) as done:
             parser().parse_args([command, "--help"])
         assert done.value.code == 0 and f"dals {command}" in capsys.readouterr().out
