@@ -62,8 +62,8 @@ def wide(
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-058
 REMEDIES = {  # torch's features that an optimizer may refuse, and what to do instead
-    "foreach": "leave it out, the step is a plain loop",
-    "fused": "leave it out, the step is a plain loop",
+    "foreach": "leave it out",
+    "fused": "leave it out",
     "capturable": "keep its step out of CUDA graphs",
     "differentiable": "its step takes no part in autograd",
     "maximize": "minimize the negative loss",

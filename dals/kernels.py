@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -151,9 +152,9 @@ def detect(
     place: torch.device,  # where average and phase are kept
 ) -> tuple[Tensor, Tensor]:  # average, NaN before the first loss; phase
     "DALS step 2, on the GPU."
-    mean, number_of = number(float("nan") if ema is None else ema, place), number(phase, place, torch.int32)
-    follow[(1,)](number(loss, place), mean, number_of, there(tuple(thresholds), torch.float64, place)[1])
-    return mean, number_of
+    average, current = number(float("nan") if ema is None else ema, place), number(phase, place, torch.int32)
+    follow[(1,)](number(loss, place), average, current, there(tuple(thresholds), torch.float64, place)[1])
+    return average, current
 
 @lru_cache(maxsize=64)
 def pieces_of(
@@ -164,7 +165,7 @@ def pieces_of(
     counts = [-(-n // BLOCK) for n in sizes]
     owner = tuple(t for t, count in enumerate(counts) for _ in range(count))
     start = tuple(i * BLOCK for count in counts for i in range(count))
-    firsts = tuple(sum(counts[:t]) for t in range(len(sizes) + 1))
+    firsts = (0, *accumulate(counts))
     return len(owner), [there(values, torch.int64, place) for values in (owner, start, sizes, firsts)]
 
 def step(

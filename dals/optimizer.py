@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
-from .adaptive import REMEDIES, evaluate, same_groups
+from .adaptive import REMEDIES, Strict, evaluate
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'SETTINGS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
-           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'filtered', 'first_pass', 'foreach_step',
-           'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS',
-           'DALSFast', 'DALSAcc']
+__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
+           'tensor_step', 'cache_sized', 'flat', 'alike', 'filtered', 'first_pass', 'foreach_step', 'check_group',
+           'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS', 'DALSFast',
+           'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -234,7 +233,6 @@ def foreach_step(
 
 # %% ../nbs/06_dals.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
-SETTINGS = ("momentum", "weight_decay", "trust", "trust_clip", "eps")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
 
 def check_group(
@@ -344,7 +342,7 @@ def over_shards(
     return norms
 
 # %% ../nbs/06_dals.ipynb #06_dals-066
-class DALS(Optimizer):
+class DALS(Strict):
     "SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (arXiv 2604.27295)."
 
     def __init__(
@@ -418,12 +416,14 @@ class DALS(Optimizer):
         run = {name: self.param_groups[0][name] for name in RUN_START} if self.param_groups else RUN_START
         super().add_param_group(param_group)
         self.param_groups[-1].update(run)
-        try:
-            check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
         self._last_lr = None
+
+    def check(
+        self,
+        group: dict[str, Any],  # a parameter group with its options
+    ) -> None:
+        "Raise ValueError or TypeError for what DALS could not honour."
+        check_group(group)
 
     @property
     def phase(self) -> int:
@@ -589,17 +589,16 @@ class DALS(Optimizer):
                     for row in [row for row, fit in zip(some, fits, strict=True) if not fit]:
                         tensor_step(*row[:4], rate=float(lr * s), alpha=alphas[k], share=row[4][k], **options)
                     some, mine = ([row for row, fit in zip(every, fits, strict=True) if fit] for every in (some, mine))
-                if mine:
-                    ps, gs, fs, ms, each = map(list, zip(*mine, strict=True))
-                    if not whole:
-                        options["whole"] = partial(over_shards, ps=[row[0] for row in some])
-                    if kernels and kernels.usable(place):
-                        phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                        kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, **options)
-                    else:
-                        k = phases.index(self.phase)
-                        foreach_step(ps, gs, fs, ms, [share[k] for share in each], rate=float(lr * s), alpha=alphas[k], **options)
-                    options.pop("whole", None)
+                if not mine:
+                    continue
+                ps, gs, fs, ms, each = map(list, zip(*mine, strict=True))
+                norms = None if whole else partial(over_shards, ps=[row[0] for row in some])
+                if kernels and kernels.usable(place):
+                    phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
+                    kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
+                else:
+                    k = phases.index(self.phase)
+                    foreach_step(ps, gs, fs, ms, [share[k] for share in each], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
 
     def state_dict(self) -> dict[str, Any]:
         "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."
@@ -613,8 +612,7 @@ class DALS(Optimizer):
         state_dict: dict[str, Any],  # from `state_dict()`: tensors and plain numbers
     ) -> None:
         "Continue where another optimizer stopped; ValueError that says which groups do not fit."
-        with self.register_load_state_dict_pre_hook(same_groups):  # after all other hooks
-            super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict)
         self._last_lr = None
         self._losses.clear()
 
@@ -624,10 +622,9 @@ class DALS(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a state written before an option existed
-            for name, value in {**self.defaults, **RUN_START}.items():
-                if name != "differentiable":  # torch's own mark in the defaults
-                    group.setdefault(name, value)
+        for group in self.param_groups:  # a state written before the run had one of these
+            for name, value in RUN_START.items():
+                group.setdefault(name, value)
         self._curve, self._kept, self._factors = self._build_curve(), [], None
 
 # %% ../nbs/06_dals.ipynb #06_dals-072
