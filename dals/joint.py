@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['stlr', 'Lion', 'Wrapper', 'Lookahead', 'SAM', 'Grokfast']
 
-# %% ../nbs/05_joint.ipynb #05_joint-002
+# %% ../nbs/05_joint.ipynb #05_joint-003
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from .adaptive import Strict, evaluate, gradients, require, uncaptured, wide
 from .schedule import Schedule
 
-# %% ../nbs/05_joint.ipynb #05_joint-010
+# %% ../nbs/05_joint.ipynb #05_joint-011
 def stlr(
     cut: float = 0.1,  # fraction of the run that the rate rises for, in (0, 1)
     ratio: float = 32,  # peak rate divided by lowest rate, at least 1
@@ -32,7 +33,7 @@ def stlr(
 
     return factor
 
-# %% ../nbs/05_joint.ipynb #05_joint-033
+# %% ../nbs/05_joint.ipynb #05_joint-034
 class Lion(Strict):
     """Steps of the same length for every weight: the sign of an averaged gradient (Chen et al. 2023, arXiv 2302.06675).
 
@@ -58,7 +59,7 @@ class Lion(Strict):
         p.sub_(lr * mean.lerp(grad, 1 - beta1).sign())
         mean.lerp_(grad, 1 - beta2)
 
-# %% ../nbs/05_joint.ipynb #05_joint-043
+# %% ../nbs/05_joint.ipynb #05_joint-044
 class Wrapper(Strict):
     """An optimizer around another: groups and rates are the base's own, the state dict holds both.
 
@@ -124,7 +125,7 @@ class Wrapper(Strict):
         own = ", ".join(f"{name}={getattr(self, name)}" for name in self.scalars)
         return f"{type(self).__name__}({own}) around {self.base!r}"
 
-# %% ../nbs/05_joint.ipynb #05_joint-046
+# %% ../nbs/05_joint.ipynb #05_joint-047
 class Lookahead(Wrapper):
     """Every k steps of the base, go only a fraction alpha of the way and restart from there (Zhang et al. 2019, arXiv 1907.08610).
 
@@ -162,7 +163,7 @@ class Lookahead(Wrapper):
                 p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
-# %% ../nbs/05_joint.ipynb #05_joint-054
+# %% ../nbs/05_joint.ipynb #05_joint-055
 class SAM(Wrapper):
     """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412).
 
@@ -187,24 +188,33 @@ class SAM(Wrapper):
         for p, grad in uphill:
             p.add_(wide(grad), alpha=self.rho / (norm + 1e-12))
 
+    @contextmanager
+    def uphill(self) -> Iterator[None]:
+        """While it lasts the weights stand at the steepest point, by the gradients at its start; then they are back, to the last bit."""
+        with torch.no_grad():
+            ascent = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
+            here = [(p, p.clone()) for p, _ in ascent]
+        try:
+            with torch.no_grad():
+                self.climb(ascent)
+            yield
+        finally:
+            with torch.no_grad():
+                for p, weight in here:
+                    p.copy_(weight)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Two gradients: here, and at the steepest point nearby; come back, step with the second, return the first loss."""
         if closure is None:
             raise ValueError("SAM needs two gradients a step: call step(closure), where closure does zero_grad, forward, backward.")
         loss = evaluate(closure)
-        uphill = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
-        here = [(p, p.clone()) for p, _ in uphill]
-        try:
-            self.climb(uphill)
+        with self.uphill():
             evaluate(closure)
-        finally:
-            for p, weight in here:
-                p.copy_(weight)
         self.base.step(lambda: loss)
         return loss
 
-# %% ../nbs/05_joint.ipynb #05_joint-066
+# %% ../nbs/05_joint.ipynb #05_joint-067
 class Grokfast(Wrapper):
     """The base's step, with the slow part of the gradient amplified (Lee et al. 2024, arXiv 2405.20233).
 

@@ -1,20 +1,23 @@
-"Seeds at once: each is the run that `fit` gives, nothing leaks from one to another, and what would couple them is refused."
+"Seeds at once: each is the run that `fit` gives, nothing leaks from one to another, also where a step couples all weights of a run."
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD
 
 from dals.layerwise import layer_groups
 from dals.released import DEVIATIONS
-from dals.seeds import accuracy_seeds, coupling, fit_seeds, seeds_logits, stacked
-from dals.strategies import STRATEGIES
+from dals.joint import SAM, Lookahead
+from dals.schedule import constant
+from dals.results import Store, complete, key_of, missing
+from dals.seeds import accuracy_seeds, coupling, fit_seeds, members_of, seeds_logits, stacked, stacks, sweep_together
+from dals.strategies import COMPOSITIONS, STRATEGIES
 from dals.tasks import Budget, Data, Split, Task, available, convnet, get_task, mlp
 from dals.training import Run, accuracy, fit
 
 COUPLED = ("LARS", "SAM", "SAM+Discriminative", "DALS", "DALS-Fast", "DALS-Acc")
-APART = [name for name in STRATEGIES if name not in COUPLED]
 
 
 def agree(at_once, alone):
@@ -26,18 +29,40 @@ def agree(at_once, alone):
 
 
 @pytest.mark.parametrize("task, protocol", [("synthetic", "paper"), ("synthetic-released", "released")])
-@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_each_seed_is_the_run_of_fit(name, task, protocol):
     for run in fit_seeds(task, name, [42, 0, 7], protocol=protocol, profile="smoke"):
         agree(run, fit(task, name, seed=run.seed, protocol=protocol, profile="smoke"))
         assert Run.from_dict(run.to_dict()) == run and not run.diverged and run.together == 3
 
 
-@pytest.mark.parametrize("name", COUPLED)
-@pytest.mark.parametrize("protocol", ["paper", "released"])
-def test_what_would_couple_the_seeds_is_refused(name, protocol):
-    with pytest.raises(ValueError, match=r"because a step of \w+ on one weight depends on the others or on the loss"):
-        fit_seeds("synthetic", name, [0, 1], protocol=protocol, profile="smoke")
+@pytest.mark.parametrize("name", ["Fixed SGD", "Lookahead+AdamW", "SAM+Discriminative", "DALS"])
+def test_each_run_has_its_own_settings(name):
+    asked = [{"lr": 0.001}, {"lr": 0.001}, {"lr": 0.02}, {}]
+    for run, own in zip(fit_seeds("synthetic", name, [0, 1, 1, 0], profile="smoke", overrides=asked), asked, strict=True):
+        agree(run, fit("synthetic", name, seed=run.seed, profile="smoke", overrides=own))
+        assert run.config["overrides"] == own
+
+
+def test_settings_and_seeds_must_be_as_many():
+    with pytest.raises(ValueError, match="2 seeds and overrides for 1 runs: give one set for all, or one for each"):
+        fit_seeds("synthetic", "AdamW", [0, 1], profile="smoke", overrides=[{"lr": 0.1}])
+
+
+def test_an_optimizer_that_asks_for_more_gradients_than_the_stack_can_give_is_refused(monkeypatch):
+    def wrapped(model, plan, **settings):
+        return Lookahead(SAM(SGD(model.parameters(), 0.1))), constant
+    monkeypatch.setitem(COMPOSITIONS["paper"], "SAM", wrapped)
+    with pytest.raises(RuntimeError, match="asks for more gradients than are computed for a stack"):
+        fit_seeds("synthetic", "SAM", [0, 1], profile="smoke")
+
+
+@pytest.mark.parametrize("name, together", [("Fixed SGD", [(0, 1), (2,)]), ("LARS", [(0,), (1,), (2,)])])
+def test_neighbours_with_equal_settings_share_an_optimizer_where_they_may(name, together):
+    def build(part, **own):
+        return STRATEGIES[name].build(part, total_steps=4, steps_per_epoch=2, regime="scratch", **own)
+    members = members_of(stacked([mlp(4, 3, 2) for _ in range(3)]), [{}, {}, {"lr": 0.1}], build)
+    assert [tuple(each.runs) for each in members] == together
 
 
 def walk(name, start, grads, protocol, overrides):
@@ -87,7 +112,7 @@ def noisy(x):
 
 
 @pytest.mark.parametrize("augment", [None, noisy])
-@pytest.mark.parametrize("name", ["Fixed SGD", "AdamW", "STLR+Discriminative"])
+@pytest.mark.parametrize("name", ["Fixed SGD", "AdamW", "STLR+Discriminative", "SAM", "DALS"])
 def test_any_other_model_and_an_incomplete_last_batch(name, augment):
     task = small(convolution, augment=augment)
     for run in fit_seeds(task, name, [3, 1], overrides={"lr": 0.02}):
@@ -140,6 +165,9 @@ def test_a_seed_that_diverges_leaves_the_others_alone():
 def test_a_run_that_diverges_later_keeps_what_was_measured():
     runs = fit_seeds("synthetic", "Fixed SGD", [0, 1], profile="smoke", overrides={"lr": 1e12})
     assert all(run.diverged and len(run.history) < 2 for run in runs)
+    broken, fine = fit_seeds("synthetic", "DALS", [0, 0], profile="smoke", overrides=[{"lr": 1e30}, {}])
+    assert broken.diverged and len(broken.history) < 2
+    agree(fine, fit("synthetic", "DALS", seed=0, profile="smoke"))
 
 
 def test_a_seed_does_not_depend_on_its_company():
@@ -151,7 +179,7 @@ def test_the_callers_random_state_survives_even_an_error():
     state = torch.get_rng_state()
     fit_seeds("synthetic", "AdamW", [0, 1], profile="smoke")
     with pytest.raises(ValueError):
-        fit_seeds("synthetic", "DALS", [0, 1], profile="smoke")
+        fit_seeds("synthetic", "DALS", [0, 1], profile="smoke", overrides={"lr": -1.0})
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -178,3 +206,28 @@ def test_seeds_on_a_gpu_agree_with_the_cpu_at_first():
     for one, other in zip(here, there, strict=True):
         assert other.device.startswith("cuda (")
         assert other.history[0]["train_loss"] == pytest.approx(one.history[0]["train_loss"], rel=1e-3)
+
+
+def test_a_sweep_in_stacks_stores_every_run_as_fit_would_and_goes_on(tmp_path):
+    store = Store(tmp_path / "published", tmp_path / "local")
+    asked = [{"task": "synthetic", "strategy": name, "profile": "smoke", "seed": seed, "overrides": own, "variant": variant}
+             for name in ("Fixed SGD", "DALS") for own, variant in (({}, None), ({"lr": 0.002}, "slow")) for seed in (0, 1)]
+    store.put(fit("synthetic", "DALS", seed=0, profile="smoke"))
+    lines = []
+    assert sweep_together(asked, store, jobs=2, at_once=3, progress=lines.append) == 7
+    assert len(lines) == 3 and missing(asked, store) == []
+    for config in asked:
+        run = store.get(*key_of(config))
+        agree(run, fit("synthetic", run.strategy, seed=run.seed, profile="smoke", overrides=run.config["overrides"]))
+        assert run.together == (1 if (run.strategy, run.seed, run.variant) == ("DALS", 0, None) else run.together)
+    assert sweep_together(asked, store, progress=None) == 0
+
+
+def test_a_stack_holds_only_what_can_be_trained_together():
+    asked = [complete({"task": task, "strategy": name, "profile": "smoke", "seed": seed, "overrides": {"lr": lr}, "variant": str(lr)})
+             for seed in (0, 1) for lr in (0.1, 0.2) for name in ("Lion", "SAM") for task in ("synthetic", "synthetic-released")]
+    found = stacks(asked, 3)
+    assert sorted(map(len, found)) == [1] * 4 + [3] * 4 and sum(found, []) != asked
+    for stack in found:
+        assert len({(config["task"], config["strategy"]) for config in stack}) == 1
+    assert sorted(map(key_of, sum(found, []))) == sorted(map(key_of, asked))
