@@ -2,6 +2,7 @@
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from dals.tuning import (
     COARSE, TUNING_SEEDS, best_step, choice, gradients_to, multiple, performance_profile, rates, refined, scores_of, step_of, trials, tune,
     tuned_configs, variant_of,
 )
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +183,49 @@ def test_a_name_in_the_store_is_a_step():
     assert all(step_of(variant_of(step)) == step for step in range(-20, 21))
     with pytest.raises(ValueError, match="'x2' is no multiple"):
         step_of("x2")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, template):
+    "A search and a report of all strategies, made up: some at the edge, some diverged, some that never reach the target"
+    store = Store(tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("local"))
+    draw = random.Random(0)
+
+    def run(config, final, diverged=False):
+        history = [{**template.history[0], "epoch": 1, "test_accuracy": draw.uniform(5, 60)},
+                   {**template.history[-1], "epoch": 2, "test_accuracy": final}]
+        return replace(template, task=config["task"], strategy=config["strategy"], seed=config["seed"], protocol=config["protocol"],
+                       variant=config.get("variant"), config={**template.config, "overrides": config.get("overrides", {})},
+                       history=history[:1] if diverged else history, final_accuracy=None if diverged else final, diverged=diverged)
+    for place, name in enumerate(STRATEGIES):
+        top = (place - 9) if place % 3 else 0
+        steps = [*COARSE, *refined({step: [-abs(step - top)] for step in COARSE})]
+        for config in trials("synthetic", name, steps, "smoke"):
+            step = step_of(config["variant"])
+            store.put(run(config, 70.0 - 3 * abs(step - top) + draw.random() / 9, diverged=step == 8 and top < 6))
+        for seed in range(3):
+            for protocol in ("paper", "tuned"):
+                config = {"task": "synthetic", "strategy": name, "seed": seed, "protocol": protocol}
+                final = 50.0 + place + draw.random() + 5 * (protocol == "tuned")
+                store.put(run(config, final, diverged=(place, seed, protocol) == (4, 1, "paper")))
+    return store
+
+
+def test_of_a_test_accuracy_only_the_last_epoch_is_read(played, tmp_path, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    other, tables = Store(tmp_path / "published", tmp_path / "local"), []
+    for run in played.runs(variant="*"):
+        if run.variant is None:
+            early = [{**row, "test_accuracy": 99.0} for row in run.history[:-1]]
+            run = replace(run, history=[*early, *run.history[-1:]], best_accuracy=99.0)
+        other.put(run)
+    for store in (played, other):
+        out = tmp_path / f"out{len(tables)}"
+        parameters = {"profile": "smoke", "published": str(store.published), "local": str(store.local), "out": str(out)}
+        papermill.execute_notebook(ROOT / "nbs/experiments/tuned.ipynb", tmp_path / "tuned.ipynb", parameters,
+                                   cwd=str(ROOT / "nbs/experiments"), progress_bar=False, kernel_name="python3")
+        tables.append({path.name: path.read_text() for path in sorted(out.glob("*.csv"))})
+        assert {path.name for path in out.glob("*.png")} == {f"tuned_{name}.png" for name in ("sensitivity", "ranks", "profile")}
+    assert tables[0] == tables[1] and set(tables[0]) == {"tuned_table2.csv", "tuned_time.csv"}
+    assert len(tables[0]["tuned_table2.csv"].splitlines()) == 19
