@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from .adaptive import REMEDIES, Strict, evaluate
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'RUN_START', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio', 'norm_dtype',
-           'tensor_step', 'cache_sized', 'flat', 'alike', 'filtered', 'first_pass', 'foreach_step', 'check_group',
-           'read_loss', 'read', 'average', 'over_ranks', 'split_class', 'laid_as', 'over_shards', 'DALS', 'DALSFast',
-           'DALSAcc']
+__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'RUN_START', 'SHARED', 'OWN', 'detect', 'phase_alpha', 'gradient_share',
+           'trust_ratio', 'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'filtered', 'first_pass',
+           'foreach_step', 'together', 'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class',
+           'laid_as', 'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -196,6 +197,7 @@ def first_pass(
         squares[row][i] += norm**2
     return [[math.sqrt(x) for x in row] for row in squares]
 
+@torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
 def foreach_step(
     ps: list[Tensor],  # as in first_pass, changed in place
     gs: list[Tensor],
@@ -213,27 +215,41 @@ def foreach_step(
     whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
 ) -> None:
     "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
-    def rates() -> list[float]:
-        low, high = trust_clip
-        known = whole(torch.tensor(norms, dtype=torch.float64)).tolist() if whole else norms
-        return [rate * (min(max(trust * w / (u + eps), low), high) if w and u else 1.0) for w, u in zip(*known, strict=True)]
-
-    n = len(ps)
-    if sum([p.numel() for p in ps]) <= CACHE:  # a small model stays in the cache, and its momentum can wait until the weights move
+    n, (low, high) = len(ps), trust_clip
+    small = sum([p.numel() for p in ps]) <= CACHE  # such a model stays in the cache, and its momentum can wait until the weights move
+    if small:
         ghats, lengths = filtered(ps, gs, fs, shares, alpha, weight_decay)
-        found = torch.stack(lengths).tolist()
+        found = [length.item() for length in lengths]
         norms = [found[:n], found[n:]]
-        for p, ghat, m, step in zip(ps, ghats, ms, rates(), strict=True):
-            torch.add(ghat, m, alpha=momentum, out=m)
-            p.sub_(m, alpha=step)
     else:
         norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
-        for p, m, step in zip(ps, ms, rates(), strict=True):
-            p.sub_(m, alpha=step)
+    if whole:
+        norms = whole(torch.tensor(norms, dtype=torch.float64)).tolist()
+    for i, (p, m, w, u) in enumerate(zip(ps, ms, *norms, strict=True)):
+        if small:
+            torch.add(ghats[i], m, alpha=momentum, out=m)
+        p.sub_(m, alpha=rate * (min(max(trust * w / (u + eps), low), high) if w and u else 1.0))
 
 # %% ../nbs/06_dals.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
+SHARED = itemgetter("momentum", "weight_decay", "trust", "eps")  # what tensors must have in common to be moved together
+OWN = itemgetter("depth", "filter_in_exploration")  # what each may have for itself
+
+def together(
+    phases: tuple[int, ...],  # those that the shares are wanted for
+    groups: list[tuple[Any, ...]],  # per group: what `SHARED` names and the rest of what must be equal; what `OWN` names; number of tensors
+    kinds: list[tuple[Any, ...]],  # per tensor: class, dtype, device
+) -> list[tuple[Any, ...]]:  # per batch: kind, rate, foreach, alphas, options of the update; numbers of the tensors; their shares per phase
+    "Sort the tensors of all groups into batches of one kind and equal options."
+    whose = [group for group in groups for _ in range(group[2])]
+    batches: dict[Any, Any] = {}
+    for i, ((shared, (depth, filter_in_exploration), _), kind) in enumerate(zip(whose, kinds, strict=True)):
+        batch = batches.setdefault((*kind, *shared), ([], []))
+        batch[0].append(i)
+        batch[1].append(tuple([gradient_share(depth) if k or filter_in_exploration else 1.0 for k in phases]))
+    names = ("momentum", "weight_decay", "trust", "eps", "trust_clip")
+    return [(*key[:6], dict(zip(names, key[6:], strict=True)), *batch) for key, batch in batches.items()]
 
 def check_group(
     group: dict[str, Any],  # a parameter group with its options
@@ -371,6 +387,7 @@ class DALS(Strict):
         self._kept: list[Any] = []  # what captured graphs point to
         self._factors: Tensor | None = None  # the schedule on the GPU
         self._warned = False
+        self._batches: Any = None  # how the tensors were sorted, and by what
         self._curve = self._build_curve()
         if thresholds is not None and not (len(thresholds) == 2 and thresholds[0] >= thresholds[1]):
             raise ValueError(f"thresholds must be (bound of phase 0, bound of phase 1), the larger first, got {thresholds}.")
@@ -563,42 +580,35 @@ class DALS(Strict):
         "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
         kernels, split = self._kernels(), split_class()
         phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
-        batches: dict[Any, Any] = {}
-        for group, rows in found:
-            alphas = tuple([self.memory(group, k) for k in phases])
-            key = (group["lr"], group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]), group["eps"], alphas,
-                   group["foreach"])
-            shares = tuple([gradient_share(group["depth"]) if k or group["filter_in_exploration"] else 1.0 for k in phases])
-            batch = batches.setdefault(key, [])
-            batch += [(*row, shares) for row in rows]
-        for (lr, momentum, weight_decay, trust, trust_clip, eps, alphas, foreach), rows in batches.items():
-            options = {"momentum": momentum, "weight_decay": weight_decay, "trust": trust, "trust_clip": trust_clip, "eps": eps}
-            kinds: dict[Any, Any] = {}
-            for row in rows:
-                p = row[0]
-                kinds.setdefault((type(p), p.dtype, p.device), []).append(row)
-            for (cls, _, place), some in kinds.items():
-                whole = cls is Parameter or not issubclass(cls, split)
-                mine = some if whole else [(*[x.to_local() for x in row[:4]], row[4]) for row in some]
-                known = cls is Parameter or cls is Tensor or not whole or foreach
-                fits = [False] * len(some)
-                if known and foreach is not False and (place.type == "cpu" or kernels and kernels.usable(place)):
-                    fits = [kernels is None and row[0].numel() <= CACHE or alike(*row[:4]) for row in mine]
-                if not all(fits):
-                    k = phases.index(self.phase)
-                    for row in [row for row, fit in zip(some, fits, strict=True) if not fit]:
-                        tensor_step(*row[:4], rate=float(lr * s), alpha=alphas[k], share=row[4][k], **options)
-                    some, mine = ([row for row, fit in zip(every, fits, strict=True) if fit] for every in (some, mine))
-                if not mine:
-                    continue
-                ps, gs, fs, ms, each = map(list, zip(*mine, strict=True))
-                norms = None if whole else partial(over_shards, ps=[row[0] for row in some])
-                if kernels and kernels.usable(place):
-                    phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                    kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
-                else:
-                    k = phases.index(self.phase)
-                    foreach_step(ps, gs, fs, ms, [share[k] for share in each], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
+        groups = [((float(group["lr"]), group["foreach"], tuple([self.memory(group, k) for k in phases]), *SHARED(group),
+                    tuple(group["trust_clip"])), OWN(group), len(rows)) for group, rows in found]
+        rows = [row for _, some in found for row in some]
+        asked = phases, groups, [(type(row[0]), row[0].dtype, row[0].device) for row in rows]
+        if self._batches is None or self._batches[0] != asked:
+            self._batches = asked, together(*asked)
+        for cls, _, place, lr, foreach, alphas, options, which, each in self._batches[1]:
+            some = rows if len(which) == len(rows) else [rows[i] for i in which]
+            whole = cls is Parameter or not issubclass(cls, split)
+            mine = some if whole else [tuple([x.to_local() for x in row]) for row in some]
+            known = cls is Parameter or cls is Tensor or not whole or foreach
+            fits = [False] * len(some)
+            if known and foreach is not False and (some[0][0].is_cpu or kernels and kernels.usable(place)):
+                fits = [kernels is None and row[0].numel() <= CACHE or alike(*row) for row in mine]
+            if not all(fits):
+                k = phases.index(self.phase)
+                for row, shares in [(row, shares) for row, shares, fit in zip(some, each, fits, strict=True) if not fit]:
+                    tensor_step(*row, rate=float(lr * s), alpha=alphas[k], share=shares[k], **options)
+                some, mine, each = ([x for x, fit in zip(every, fits, strict=True) if fit] for every in (some, mine, each))
+            if not mine:
+                continue
+            ps, gs, fs, ms = map(list, zip(*mine, strict=True))
+            norms = None if whole else partial(over_shards, ps=[row[0] for row in some])
+            if kernels and kernels.usable(place):
+                phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
+                kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
+            else:
+                k = phases.index(self.phase)
+                foreach_step(ps, gs, fs, ms, [shares[k] for shares in each], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
 
     def state_dict(self) -> dict[str, Any]:
         "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."
@@ -625,7 +635,7 @@ class DALS(Strict):
         for group in self.param_groups:  # a state written before the run had one of these
             for name, value in RUN_START.items():
                 group.setdefault(name, value)
-        self._curve, self._kept, self._factors = self._build_curve(), [], None
+        self._curve, self._kept, self._factors, self._batches = self._build_curve(), [], None, None
 
 # %% ../nbs/06_dals.ipynb #06_dals-072
 class DALSFast(DALS):
