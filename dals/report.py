@@ -834,6 +834,8 @@ _EXPERIMENTS = (
      "In the paper: nothing. The code behind it departs from its text, and here each departure is undone alone."),
     ("claims", "Nine claims, asked again",
      "In the paper: conclusions from one run each. Here: the same questions to both protocols, with intervals."),
+    ("growth", "How cost grows",
+     "In the paper: nothing. Here: time and memory of a step by what grows, and the price of a full factorial, on paper."),
 )
 EXPERIMENTS: dict[str, Experiment] = {
     stem.split("_")[0]: Experiment(f"nbs/experiments/{stem}.ipynb", title, paper) for stem, title, paper in _EXPERIMENTS}
