@@ -836,6 +836,8 @@ _EXPERIMENTS = (
      "In the paper: conclusions from one run each. Here: the same questions to both protocols, with intervals."),
     ("tuned", "Every strategy at its own best rate",
      "In the paper: nothing. Its rates were not tuned; here each strategy looked for its own with the same budget."),
+    ("growth", "How cost grows",
+     "In the paper: nothing. Here: time and memory of a step by what grows, and the price of a full factorial, on paper."),
 )
 EXPERIMENTS: dict[str, Experiment] = {
     stem.split("_")[0]: Experiment(f"nbs/experiments/{stem}.ipynb", title, paper) for stem, title, paper in _EXPERIMENTS}
