@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import platform
@@ -79,8 +80,9 @@ class Size:
     fixed: int = 10**6 # parameters where layers or groups grow
     whole: tuple[int, ...] = (10**7, 3 * 10**7) # parameters at which the operating system counts memory, too
     seeds: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    rounds: int = 9 # of the steps; of the seeds a third
-    budget: float = 20.0 # milliseconds that one timing takes, about
+    rounds: int = 7 # of the steps
+    seeds_rounds: int = 3
+    budget: float = 15.0 # milliseconds that one timing takes, about
 
     def points(self) -> list[Point]:
         alone, most = {FOREACH: 1, MOMENTUM: 1}, max(self.groups)
@@ -89,27 +91,24 @@ class Size:
                 *(Point("groups", most, self.fixed, dict.fromkeys(GROUPED, n)) for n in self.groups)]
 
 
-SMOKE = Size((10**4, 10**5), (2, 4), (1, 4), 10**4, (10**5,), (1, 2), 2, 1.0)
+SMOKE = Size((10**4, 10**5), (2, 4), (1, 4), 10**4, (10**5,), (1, 2), 2, 1, 1.0)
 
 
 def step_times(points: Iterable[Point], rounds: int, budget: float) -> list[dict[str, Any]]:
-    "Every optimizer at every size once in each round"
-    rows: list[dict[str, Any]] = []
-    timings: list[Callable[[], float]] = []
-    for point in points:
+    "Every optimizer at every size once in each round, with memory that is new: where it lies is a matter of luck"
+    rows: dict[tuple, dict[str, Any]] = {}
+    for _, point in itertools.product(range(rounds), points):
         groups = point.shapes.groups(CPU)
         params = parameters(groups)
         for name, count in point.groups.items():
             step = stepping(GROUPED[OURS if name == ONE else name](merged(groups, count)), CPU)
             step() # allocates the state
             steps = max(2, min(500, round(budget / milliseconds(step, 1, CPU))))
-            timings.append(partial(milliseconds, step, steps, CPU))
-            rows.append({"series": point.series, "optimizer": name, "layers": point.layers, "tensors": len(params), "groups": count,
-                         "parameters": sum(p.numel() for p in params), "milliseconds": []})
-    for _ in range(rounds):
-        for row, timing in zip(rows, timings, strict=True):
-            row["milliseconds"].append(timing())
-    return rows
+            row = rows.setdefault((point.series, point.layers, point.total, name, count), {
+                "series": point.series, "optimizer": name, "layers": point.layers, "tensors": len(params), "groups": count,
+                "parameters": sum(p.numel() for p in params), "milliseconds": []})
+            row["milliseconds"].append(milliseconds(step, steps, CPU))
+    return list(rows.values())
 
 
 def allocated(work: Callable[[], None]) -> int:
@@ -198,7 +197,7 @@ def measured(size: Size, smoke: bool) -> dict[str, Any]:
                              "system": platform.system(), "versions": versions(), "threads": torch.get_num_threads()}
     for name, work in {"steps": partial(step_times, points, size.rounds, size.budget),
                        "memory": partial(step_memory, [point for point in points if point.series == "parameters"], size.whole),
-                       "seeds": partial(seeds_times, size.seeds, max(1, size.rounds // 3), smoke),
+                       "seeds": partial(seeds_times, size.seeds, size.seeds_rounds, smoke),
                        "tokens": partial(tokens, smoke)}.items():
         print(f"{name} ...", flush=True)
         found[name] = work()
@@ -219,8 +218,8 @@ def table(found: dict[str, Any]) -> str:
 
 ## A step
 
-Milliseconds: the median over rounds, in brackets the lowest and the highest. Layers are square, a weight and a bias each. DALS has a group
-for each layer, AdamW and SGD have one, except where it says otherwise and where groups grow.
+Milliseconds: the median over rounds, each in new memory, in brackets the lowest and the highest. Layers are square, a weight and a bias
+each. DALS has a group for each layer, AdamW and SGD have one, except where it says otherwise and where groups grow.
 
 | grows | optimizer | parameters | layers | groups | ms per step |
 | --- | --- | --- | --- | --- | --- |""")
