@@ -1,6 +1,6 @@
 """How does cost grow? Time and memory of a step with parameters, layers and groups, and of training with seeds, on one thread.
 
-    python benchmarks/growth.py                     # all, about three minutes; writes benchmarks/growth.json and growth.md
+    python benchmarks/growth.py                     # all, about four minutes; writes benchmarks/growth.json and growth.md
     python benchmarks/growth.py --smoke --out FILE  # a tiny size that shows that it runs; writes FILE.json and FILE.md
 """
 from __future__ import annotations
