@@ -36,7 +36,7 @@ MOMENTUM, ONE = "SGD with momentum, foreach", "DALS, one group"
 STRATEGY = "Fixed SGD" # whose seeds are trained at once: the simplest that moves every weight by itself
 EPOCHS = {"synthetic": 4, "synthetic-released": 1} # of that training
 TEXTS = ("trec6+minilm-l6", "rte+minilm-l6", "imdb+minilm-l6") # whose tokens are counted
-SAMPLE = 4000 # texts of a split that are counted at most
+SAMPLE = 2000 # texts of a split that are counted at most
 
 
 def chain(layers: int, total: int) -> nn.Module:
@@ -82,7 +82,7 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     rounds: int = 7 # of the steps
     seeds_rounds: int = 3
-    budget: float = 15.0 # milliseconds that one timing takes, about
+    budget: float = 10.0 # milliseconds that one timing takes, about
 
     def points(self) -> list[Point]:
         alone, most = {FOREACH: 1, MOMENTUM: 1}, max(self.groups)
