@@ -1,11 +1,12 @@
 """How does cost grow? Time and memory of a step with parameters, layers and groups, and of training with seeds, on one thread.
 
-    python benchmarks/growth.py                     # all, about three minutes; writes benchmarks/growth.json and growth.md
+    python benchmarks/growth.py                     # all, about four minutes; writes benchmarks/growth.json and growth.md
     python benchmarks/growth.py --smoke --out FILE  # a tiny size that shows that it runs; writes FILE.json and FILE.md
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import platform
@@ -35,7 +36,7 @@ MOMENTUM, ONE = "SGD with momentum, foreach", "DALS, one group"
 STRATEGY = "Fixed SGD" # whose seeds are trained at once: the simplest that moves every weight by itself
 EPOCHS = {"synthetic": 4, "synthetic-released": 1} # of that training
 TEXTS = ("trec6+minilm-l6", "rte+minilm-l6", "imdb+minilm-l6") # whose tokens are counted
-SAMPLE = 4000 # texts of a split that are counted at most
+SAMPLE = 2000 # texts of a split that are counted at most
 
 
 def chain(layers: int, total: int) -> nn.Module:
@@ -79,8 +80,9 @@ class Size:
     fixed: int = 10**6 # parameters where layers or groups grow
     whole: tuple[int, ...] = (10**7, 3 * 10**7) # parameters at which the operating system counts memory, too
     seeds: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    rounds: int = 9 # of the steps; of the seeds a third
-    budget: float = 20.0 # milliseconds that one timing takes, about
+    rounds: int = 7 # of the steps
+    seeds_rounds: int = 3
+    budget: float = 10.0 # milliseconds that one timing takes, about
 
     def points(self) -> list[Point]:
         alone, most = {FOREACH: 1, MOMENTUM: 1}, max(self.groups)
@@ -89,27 +91,24 @@ class Size:
                 *(Point("groups", most, self.fixed, dict.fromkeys(GROUPED, n)) for n in self.groups)]
 
 
-SMOKE = Size((10**4, 10**5), (2, 4), (1, 4), 10**4, (10**5,), (1, 2), 2, 1.0)
+SMOKE = Size((10**4, 10**5), (2, 4), (1, 4), 10**4, (10**5,), (1, 2), 2, 1, 1.0)
 
 
 def step_times(points: Iterable[Point], rounds: int, budget: float) -> list[dict[str, Any]]:
-    "Every optimizer at every size once in each round"
-    rows: list[dict[str, Any]] = []
-    timings: list[Callable[[], float]] = []
-    for point in points:
+    "Every optimizer at every size once in each round, with memory that is new: where it lies is a matter of luck"
+    rows: dict[tuple, dict[str, Any]] = {}
+    for _, point in itertools.product(range(rounds), points):
         groups = point.shapes.groups(CPU)
         params = parameters(groups)
         for name, count in point.groups.items():
             step = stepping(GROUPED[OURS if name == ONE else name](merged(groups, count)), CPU)
             step() # allocates the state
             steps = max(2, min(500, round(budget / milliseconds(step, 1, CPU))))
-            timings.append(partial(milliseconds, step, steps, CPU))
-            rows.append({"series": point.series, "optimizer": name, "layers": point.layers, "tensors": len(params), "groups": count,
-                         "parameters": sum(p.numel() for p in params), "milliseconds": []})
-    for _ in range(rounds):
-        for row, timing in zip(rows, timings, strict=True):
-            row["milliseconds"].append(timing())
-    return rows
+            row = rows.setdefault((point.series, point.layers, point.total, name, count), {
+                "series": point.series, "optimizer": name, "layers": point.layers, "tensors": len(params), "groups": count,
+                "parameters": sum(p.numel() for p in params), "milliseconds": []})
+            row["milliseconds"].append(milliseconds(step, steps, CPU))
+    return list(rows.values())
 
 
 def allocated(work: Callable[[], None]) -> int:
@@ -198,7 +197,7 @@ def measured(size: Size, smoke: bool) -> dict[str, Any]:
                              "system": platform.system(), "versions": versions(), "threads": torch.get_num_threads()}
     for name, work in {"steps": partial(step_times, points, size.rounds, size.budget),
                        "memory": partial(step_memory, [point for point in points if point.series == "parameters"], size.whole),
-                       "seeds": partial(seeds_times, size.seeds, max(1, size.rounds // 3), smoke),
+                       "seeds": partial(seeds_times, size.seeds, size.seeds_rounds, smoke),
                        "tokens": partial(tokens, smoke)}.items():
         print(f"{name} ...", flush=True)
         found[name] = work()
@@ -219,8 +218,8 @@ def table(found: dict[str, Any]) -> str:
 
 ## A step
 
-Milliseconds: the median over rounds, in brackets the lowest and the highest. Layers are square, a weight and a bias each. DALS has a group
-for each layer, AdamW and SGD have one, except where it says otherwise and where groups grow.
+Milliseconds: the median over rounds, each in new memory, in brackets the lowest and the highest. Layers are square, a weight and a bias
+each. DALS has a group for each layer, AdamW and SGD have one, except where it says otherwise and where groups grow.
 
 | grows | optimizer | parameters | layers | groups | ms per step |
 | --- | --- | --- | --- | --- | --- |""")
