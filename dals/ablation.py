@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from .layerwise import layer_groups
@@ -19,13 +20,15 @@ from .results import Store, complete, missing, sweep
 from .schedule import constant
 from .seeds import sweep_together
 from .statistics import Paired, holm, paired
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Plan
-from .training import Run
+from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Plan, get_strategy
+from .tasks import get_task
+from .training import Run, planned, seed_everything, train_epoch
 
 # %% auto #0
 __all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'RATES', 'CHOOSING', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
            'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'contrast', 'effect_by_seed',
-           'Effect', 'effects', 'phase_of', 'averaging', 'by_epoch', 'coin', 'Watched', 'plan_of', 'train_part']
+           'Effect', 'effects', 'phase_of', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
+           'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-009
 FACTORS = ("schedule", "filter", "depth", "phases", "trust_ratio")
@@ -259,7 +262,75 @@ class Watched(DALS):
         "The memory of the filter in the phase that was detected."
         return phase_alpha(group["alpha"], self.detected)
 
-# %% ../nbs/23_ablation.ipynb #23_ablation-043
+# %% ../nbs/23_ablation.ipynb #23_ablation-042
+def losses_of(
+    task: str, # name of a task
+    seed: int, # of the run
+    profile: str = "paper", # budget
+) -> list[float]: # one for each step
+    "What the phase detector of DALS is told in a run by the text"
+    own, strategy = get_task(task), get_strategy("DALS")
+    setting, config = planned(own, strategy, "paper", profile, {})
+    with torch.random.fork_rng(devices=[]):
+        data = own.load(profile)
+        seed_everything(seed, data.stream)
+        model = own.model().train()
+        steps = math.ceil(len(data.train) / config["batch_size"])
+        optimizer, scheduler = strategy.build(model, total_steps=config["epochs"] * steps, steps_per_epoch=steps, **setting)
+        losses: list[float] = []
+        observe = optimizer.observe # type: ignore[attr-defined]
+
+        def listen(loss: Any) -> None:
+            losses.append(float(loss))
+            observe(loss)
+        optimizer.observe = listen # type: ignore[attr-defined]
+        for _ in range(config["epochs"]):
+            train_epoch(own, model, optimizer, scheduler, data.train, config["batch_size"], own.augment)
+    return losses
+
+
+def trend(
+    losses: Sequence[float], # one for each step
+    window: int = 101, # steps, odd
+) -> list[float]: # as long; at the ends the window is cut
+    "The mean over the steps around each step"
+    sums, n, half = [0.0, *itertools.accumulate(losses)], len(losses), window // 2
+    ends = [(max(0, t - half), min(n, t + half + 1)) for t in range(n)]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]
+
+
+def without_progress(
+    losses: Sequence[float], # one for each step
+    block: int = 1000, # steps within which they change places
+) -> list[float]: # losses around 1
+    "The noise of the losses alone: relative to their trend, shuffled"
+    draw, found = random.Random(0), []
+    ratios = [loss / mean for loss, mean in zip(losses, trend(losses), strict=True)]
+    for start in range(0, len(ratios), block):
+        part = ratios[start:start + block]
+        draw.shuffle(part)
+        found += part
+    return found
+
+
+def phase_shares(
+    phases: Sequence[int], # one for each step
+) -> tuple[float, float, float, float]: # shares of phases 0, 1 and 2, and of the steps in which the phase changes
+    "How a detector spent a run"
+    counts = [phases.count(phase) / len(phases) for phase in range(3)]
+    return (*counts, sum(a != b for a, b in itertools.pairwise(phases)) / (len(phases) - 1)) # type: ignore[return-value]
+
+
+def kappa(
+    one: Sequence[int], # phases
+    other: Sequence[int], # phases of the same steps
+) -> float: # 1: always equal; 0: as often as by chance
+    "Cohen's measure of agreement beyond chance"
+    same = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+    chance = sum(one.count(phase) * other.count(phase) for phase in range(3)) / len(one) ** 2
+    return (same - chance) / (1 - chance) if chance < 1 else 1.0
+
+# %% ../nbs/23_ablation.ipynb #23_ablation-048
 def plan_of(
     part: str, # "rates", "text", "best", "detectors", "released" or "trec"
     store: Store, # for "best": where the runs that choose are
