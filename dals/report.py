@@ -834,6 +834,8 @@ _EXPERIMENTS = (
      "In the paper: nothing. The code behind it departs from its text, and here each departure is undone alone."),
     ("claims", "Nine claims, asked again",
      "In the paper: conclusions from one run each. Here: the same questions to both protocols, with intervals."),
+    ("ablation", "What each part of DALS is worth",
+     "In the paper: nothing. Here: five parts on and off in all combinations, on common seeds, beside the rival with the same schedule."),
 )
 EXPERIMENTS: dict[str, Experiment] = {
     stem.split("_")[0]: Experiment(f"nbs/experiments/{stem}.ipynb", title, paper) for stem, title, paper in _EXPERIMENTS}
