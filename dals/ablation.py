@@ -26,9 +26,9 @@ from .training import Run, planned, seed_everything, train_epoch
 
 # %% auto #0
 __all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'RATES', 'CHOOSING', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'contrast', 'effect_by_seed',
-           'Effect', 'effects', 'phase_of', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
-           'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
+           'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
+           'effect_by_seed', 'Effect', 'effects', 'phase_of', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of',
+           'trend', 'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-009
 FACTORS = ("schedule", "filter", "depth", "phases", "trust_ratio")
@@ -117,6 +117,19 @@ def best_rates(
         if all(len(runs) == len(CHOOSING) for runs in found.values()):
             chosen[cell] = max(RATES, key=lambda lr: (sum(map(MEASURES["last epoch"], found[lr].values())), -lr)) # noqa: B023
     return chosen
+
+
+def values_of(
+    store: Store, # where records are
+    task: str, # name of the task
+    measure: str = "last epoch", # one of `MEASURES`
+    rates: Mapping[Cell, float] | None = None, # each cell's own; None: the text's for all
+    seeds: Iterable[int] = SEEDS, # of the runs
+) -> dict[Cell, dict[int, float]]: # cell -> seed -> value, of cells that have records
+    "What the records of a task say, as `effects` takes it"
+    some = [cell for cell in CELLS if rates is None or cell in rates]
+    found = {cell: runs_of(store, asked(task, [cell], seeds, rates[cell] if rates else None)) for cell in some}
+    return {cell: {seed: MEASURES[measure](run) for seed, run in runs.items()} for cell, runs in found.items() if runs}
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-029
 EFFECTS: tuple[Cell, ...] = (*((factor,) for factor in FACTORS), *(
