@@ -20,7 +20,7 @@ from .results import Store, complete, missing, sweep
 from .schedule import constant
 from .seeds import sweep_together
 from .statistics import Paired, holm, paired
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Plan, get_strategy
+from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Plan, get_strategy, lookup
 from .tasks import get_task
 from .training import Run, planned, seed_everything, train_epoch
 
@@ -44,7 +44,7 @@ def switched(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight
         total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup, schedule="cosine" if schedule else None,
         alpha=alpha if filter else 0.0, trust=trust, trust_clip=(0.2, 5.0) if trust_ratio else (1.0, 1.0))
     if filter and isinstance(phases, str):
-        return Watched(groups, lr, detector=DETECTORS[phases](plan.steps_per_epoch), **options), constant
+        return Watched(groups, lr, detector=lookup(DETECTORS, phases, "phase detector")(plan.steps_per_epoch), **options), constant
     return DALS(groups, lr, thresholds=(0.01, 0.002) if filter and phases else None, **options), constant
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-011
