@@ -631,7 +631,7 @@ def parser() -> argparse.ArgumentParser:
 
     def experiments(sub: argparse.ArgumentParser) -> None:
         budget(sub)
-        sub.add_argument("--only", nargs="+", metavar="X", help="some of table1 .. table3, figure1 .. figure5, audit, claims")
+        sub.add_argument("--only", nargs="+", metavar="X", help="some of table1 .. table3, figure1 .. figure5, audit, claims, ablation")
         sub.add_argument("--out", default="_reproduced", metavar="FOLDER", help="where the page, the figures and the tables go")
         sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
                          help="a parameter of the notebooks; lists as JSON")
