@@ -5,7 +5,8 @@ __version__ = "0.1.0"
 from dals.layerwise import layer_groups
 from dals.optimizer import DALS, DALSAcc, DALSFast
 from dals.strategies import STRATEGIES
-import dals.released  # registers the protocol
+import dals.ablation  # registers its protocol
+import dals.released  # registers its protocol
 from dals.training import fit
 from dals.benchmark import benchmark, own_task
 

@@ -838,6 +838,8 @@ _EXPERIMENTS = (
      "In the paper: nothing. Its rates were not tuned; here each strategy looked for its own with the same budget."),
     ("growth", "How cost grows",
      "In the paper: nothing. Here: time and memory of a step by what grows, and the price of a full factorial, on paper."),
+    ("ablation", "What each part of DALS is worth",
+     "In the paper: nothing. Here: five parts on and off in all combinations, on common seeds, beside the rival with the same schedule."),
 )
 EXPERIMENTS: dict[str, Experiment] = {
     stem.split("_")[0]: Experiment(f"nbs/experiments/{stem}.ipynb", title, paper) for stem, title, paper in _EXPERIMENTS}
