@@ -336,6 +336,7 @@ EVENTS = {
         {"params": [ps[-1]], "depth": 0.1 * pick(9)}),
     "rate in place": lambda optimizer, ps, pick: [group["lr"].mul_(0.9) for group in optimizer.param_groups
                                                   if isinstance(group["lr"], torch.Tensor)],
+    "frozen or thawed": lambda optimizer, ps, pick: [p.requires_grad_(not p.requires_grad) for p in ps[pick(6):][:1]],
     "precision": lambda optimizer, ps, pick: [setattr(ps[1], "grad", None), setattr(ps[1], "data", ps[1].data.float()),
                                               optimizer.state[ps[1]].update({k: x.float() for k, x in optimizer.state[ps[1]].items()})],
 }
@@ -346,7 +347,7 @@ EVENTS = {
 @example(seed=3, maker="DALS", events=["nothing", "tensor rate", "nothing", "rate in place", "nothing"])
 @example(seed=3, maker="DALS", events=["nothing", "nothing", "precision", "nothing", "precision", "nothing"])
 def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed, maker, events):
-    "Whatever happens between two steps: options, state, groups, precision; gradients come and go in any case."
+    "Whatever happens between two steps: options, state, groups, precision, what has a gradient."
     trial, ends = Trial(seed), []
     for anew in (False, True):
         ps, trial.rng = trial.params(), torch.Generator().manual_seed(seed)
@@ -354,7 +355,7 @@ def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed
         for event, gradients, loss in zip(events, trial.gradients, trial.losses, strict=False):
             EVENTS[event](optimizer, ps, trial.pick)
             for p, g in zip(ps, [*gradients, *[double([0.1, 0.2])] * (len(ps) - 6)], strict=True):
-                p.grad = None if g is None else g.to(p.dtype)
+                p.grad = (torch.ones_like(p) if g is None else g.to(p.dtype)) if p.requires_grad else None
             if anew:
                 optimizer._batches = None
             optimizer.observe(loss)
@@ -364,18 +365,35 @@ def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed
 
 
 def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
+    "And again after each change of one thing: options by name, a list or a tensor in place, a weight frozen, its dtype, a new group."
     calls, together = [], dals.optimizer.together
     monkeypatch.setattr(dals.optimizer, "together", lambda *args: calls.append(args) or together(*args))
     ps = [Parameter(double([3.0, 4.0])), Parameter(double([1.0]))]
-    optimizer = DALS([{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0}], total_steps=None, schedule=None, thresholds=None)
-    for expected, lr, frozen in ((1, 0.1, False), (1, 0.1, False), (2, 0.2, False), (2, 0.2, False), (3, 0.2, True), (4, 0.2, False)):
-        for p in ps:
-            p.grad = torch.ones_like(p)
-        ps[1].grad = None if frozen else ps[1].grad
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    optimizer = DALS([{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0}], total_steps=None, schedule=None, thresholds=None,
+                     trust_clip=[0.2, 5.0])
+    low, high = optimizer.param_groups
+    rate = double(0.1)
+
+    def step():
+        for p in [p for group in optimizer.param_groups for p in group["params"]]:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
         optimizer.step()
-        assert len(calls) == expected
+
+    def single():
+        ps[1].grad, ps[1].data = None, ps[1].data.float()
+        optimizer.state[ps[1]].update({name: x.float() for name, x in optimizer.state[ps[1]].items()})
+
+    names = ("lr", "momentum", "weight_decay", "alpha", "trust", "eps", "depth")
+    changes = [*[lambda name=name: high.update({name: 0.3}) for name in names],
+               lambda: high.update(foreach=True), lambda: high.update(filter_in_exploration=False),
+               lambda: low["trust_clip"].append(low["trust_clip"].pop() + 1), lambda: high.update(lr=rate), lambda: rate.mul_(2),
+               lambda: ps[0].requires_grad_(False), lambda: ps[0].requires_grad_(True), single,
+               lambda: optimizer.add_param_group({"params": [Parameter(double([2.0]))]})]
+    for number, change in enumerate([lambda: None, *changes], 1):
+        change()
+        step()
+        step()
+        assert len(calls) == number
 
 
 def test_batches_by_hand():
