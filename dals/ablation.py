@@ -25,8 +25,8 @@ from .tasks import get_task
 from .training import Run, planned, seed_everything, train_epoch
 
 # %% auto #0
-__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'RATES', 'CHOOSING', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
+__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'TEXT', 'RATES', 'CHOOSING', 'SEEDS', 'MEASURES', 'EFFECTS',
+           'Detector', 'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
            'effect_by_seed', 'Effect', 'effects', 'phase_of', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of',
            'trend', 'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
 
@@ -67,7 +67,8 @@ def cell_name(
     return "+".join(cell) or "none"
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-023
-RATES = (0.003, 0.0095, 0.03, 0.095, 0.3) # base rates that every cell may choose from; the middle one is the text's
+TEXT = 0.03 # the text's base rate
+RATES = (0.00095, 0.003, 0.0095, TEXT, 0.095, 0.3) # base rates that every cell may choose from
 CHOOSING, SEEDS = (1000, 1001), tuple(range(10)) # seeds that choose a rate, seeds that report
 
 
@@ -75,12 +76,12 @@ def asked(
     task: str, # name of the task
     cells: Iterable[Cell], # of `CELLS`
     seeds: Iterable[int], # of the runs
-    lr: float | None = None, # base rate; None or 0.03: the text's
+    lr: float | None = None, # base rate; None or `TEXT`: the text's
     detector: str | None = None, # one of `DETECTORS` in place of the text's phases
     profile: str = "paper", # budget
 ) -> list[dict[str, Any]]:
     "The configs of cells, named after what is on"
-    own = None if lr == RATES[2] else lr
+    own = None if lr == TEXT else lr
     return [{"task": task, "strategy": "DALS", "protocol": "ablation", "profile": profile, "seed": seed,
              "overrides": {**{factor: False for factor in FACTORS if factor not in cell}, **({} if own is None else {"lr": own}),
                            **({} if detector is None else {"phases": detector})},
