@@ -192,13 +192,13 @@ def times_of(name: str, place: torch.device, threads: list[int], rounds: int, co
     return rows
 
 
-def floats(side: str, device: str) -> tuple[float, float]: # per parameter: kept between steps, and held beside that during a step
-    "In a fresh process: what the operating system, or torch on CUDA, counts beyond parameters and gradients of DistilBERT's shapes"
+def floats(side: str, shapes: Shapes, device: str) -> tuple[float, float]: # per parameter: kept between steps, and held beside in a step
+    "In a fresh process: what the operating system, or torch on CUDA, counts beyond parameters and gradients of these shapes"
     torch.set_num_threads(1)
     place = torch.device(device)
 
-    def once(name: str) -> tuple[float, float]:
-        groups = MODELS[name].groups(place)
+    def once(shapes: Shapes) -> tuple[float, float]:
+        groups = shapes.groups(place)
         count = sum(p.numel() for p in parameters(groups))
         before = peak_memory(place, start=True)
         step = stepping(available_sides()[side](groups), place)
@@ -209,21 +209,26 @@ def floats(side: str, device: str) -> tuple[float, float]: # per parameter: kept
         if before is None or held is None or peak is None:
             return math.nan, math.nan
         return (held - before) * 2**18 / count, (peak - held) * 2**18 / count
-    once("mlp") # so that code and libraries are loaded
-    return once("distilbert")
+    once(MODELS["mlp"]) # so that code and libraries are loaded
+    return once(shapes)
+
+
+def floats_alone(side: str, shapes: Shapes) -> tuple[float, float]:
+    "The same on the CPU, in a process of its own"
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(floats, side, shapes, "cpu").result()
 
 
 def memory_of(place: torch.device, command: str) -> list[str]:
     "Rows of the table of memory"
     if package := missing("distilbert"):
         return [f"| not measured, {package} is missing | | | | |"]
-    rows = []
+    rows, shapes = [], MODELS["distilbert"]
     for side in available_sides():
         if place.type == "cuda": # where torch counts, and one process will do
-            kept, extra = floats(side, place.type)
+            kept, extra = floats(side, shapes, place.type)
         else:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                kept, extra = pool.submit(floats, side, place.type).result()
+            kept, extra = floats_alone(side, shapes)
         goal = f"; {verdict(round(kept, 1), BUFFERS)}" if side.startswith("DALS") else ""
         rows.append(f"| {side} | {kept:.2f}{goal} | {extra:.2f} | {kept + extra:.2f} | `{command} --only memory` |")
     return rows
@@ -296,6 +301,13 @@ step, torch compiles anew for each until it reaches its limit, and from then on 
     return "\n".join(lines).rstrip() + "\n"
 
 
+def write_whole(out: Path, text: str) -> None:
+    "A file is whole or not there"
+    part = out.with_name(out.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out)
+
+
 def main(arguments: list[str] | None = None) -> None:
     choices = [*MODELS, "memory"]
     parser = argparse.ArgumentParser(description="Measure a step of DALS beside other optimizers, in turn.")
@@ -308,9 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     own = "step-cuda.md" if options.device == "cuda" else "step.md"
     if out := options.out or (Path(__file__).with_name(own) if len(options.only) == len(choices) else None):
-        part = out.with_name(out.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, out)
+        write_whole(out, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 "The benchmark runs, at a size that says nothing about speed."
+import json
 import os
 import re
 import subprocess
@@ -64,3 +65,54 @@ def test_a_step_is_timed_beside_others_and_held_against_its_goals(tmp_path):
         for name, row in cells.items():
             assert float(row[0]) > 0 and (";" in "".join(row)) == (name == "DALS"), row
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def check_growth(found, sizes, layers, groups, seeds, rounds):
+    "What the picture needs: every size of every optimizer, counted rightly, in every round"
+    three = ["AdamW, foreach", "DALS", "SGD with momentum, foreach"]
+    lines = {}
+    for row in found["steps"]:
+        lines.setdefault((row["series"], row["optimizer"]), []).append(row)
+        assert row["tensors"] == 2 * row["layers"] and len(row["milliseconds"]) == rounds and min(row["milliseconds"]) > 0
+        width = round((row["parameters"] / row["layers"]) ** 0.5 - 0.5)
+        assert row["parameters"] == row["layers"] * width * (width + 1) # a weight and a bias each
+    assert sorted(lines) == sorted([*((s, o) for s in ("parameters", "layers", "groups") for o in three), ("layers", "DALS, one group")])
+    for (series, name), rows in lines.items():
+        seen = {"parameters": sizes, "layers": layers, "groups": groups}[series]
+        assert len(rows) == len(seen)
+        assert all(abs(row[series] / size - 1) < 0.03 if series == "parameters" else row[series] == size
+                   for row, size in zip(rows, seen, strict=True))
+        if series != "groups":
+            assert [row["groups"] for row in rows] == [row["layers"] if name == "DALS" else 1 for row in rows]
+    kept = {"DALS": 2, "AdamW, foreach": 2, "SGD with momentum, foreach": 1}
+    by_torch = [row for row in found["memory"] if row["counted"] == "torch"]
+    assert len(by_torch) == 3 * len(sizes)
+    for row in by_torch: # AdamW counts its steps besides, SGD and DALS keep nothing else
+        assert abs(row["kept"] - kept[row["optimizer"]]) < 0.01 and 0 <= row["extra"] < 1.1
+    assert {row["optimizer"] for row in found["memory"] if row["counted"] == "operating system"} == set(three)
+    for task in ("synthetic", "synthetic-released"):
+        mine = [row for row in found["seeds"] if row["task"] == task]
+        assert [(row["seeds"], row["together"]) for row in mine] == [*((n, True) for n in seeds), (1, False)]
+        assert all(min(row["seconds"]) > 0 for row in mine)
+    for row in found["tokens"]: # padding only adds
+        assert 0 < row["train"] <= row["padded"] <= {"trec6": 128, "rte": 128, "imdb": 256}[row["task"]]
+    assert {"torch", "python", "dals"} <= found["versions"].keys() and found["threads"] == 1 and found["device"].startswith("cpu")
+
+
+def test_growth_measures_every_size_and_writes_numbers_and_table(tmp_path):
+    done = benchmark("growth.py", "--smoke", "--out", tmp_path / "growth.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "growth.md"]
+    found, page = json.loads((tmp_path / "growth.json").read_text()), (tmp_path / "growth.md").read_text()
+    check_growth(found, [10**4, 10**5], [2, 4], [1, 4], [1, 2], 2)
+    assert "These numbers mean nothing" in page
+    rows = [line for line in page.splitlines() if re.match(r"\| .*\d", line)]
+    assert len(rows) == sum(len(found[part]) for part in ("steps", "memory", "seeds", "tokens"))
+
+
+def test_the_growth_that_is_drawn_was_measured_in_full():
+    found = json.loads((ROOT / "benchmarks" / "growth.json").read_text())
+    assert found["command"] == "python benchmarks/growth.py"
+    check_growth(found, [10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7], [2**i for i in range(1, 9)],
+                 [2**i for i in range(8)], [2**i for i in range(6)], 7)
+    assert {row["task"] for row in found["tokens"]} == {"trec6", "rte", "imdb"}

