@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row', 'default_target',
-           'table', 'Comparison', 'benchmark']
+__all__ = ['BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row', 'first_epoch',
+           'default_target', 'table', 'Comparison', 'benchmark']
 
 # %% ../nbs/21_benchmark.ipynb #21_benchmark-008
 def _tensors(parts: Any) -> tuple[Tensor, ...]: # raises `TypeError` or `ValueError` for what is no array of numbers
@@ -344,7 +344,10 @@ class Row(NamedTuple):
 BASELINE = "Fixed SGD"
 
 
-def _reached(run: Run, target: float) -> float:
+def first_epoch(
+    run: Run, # of any strategy
+    target: float, # accuracy in percent
+) -> float: # infinite where it never was
     "The first epoch at the target"
     return next((row["epoch"] for row in run.history if row["test_accuracy"] >= target), math.inf)
 
@@ -373,7 +376,7 @@ def table(
     rows = []
     for name, some in by_strategy.items():
         final, best = ([value for run in some if (value := getattr(run, what)) is not None] for what in ("final_accuracy", "best_accuracy"))
-        reached = [(_reached(run, target), run) for run in some]
+        reached = [(first_epoch(run, target), run) for run in some]
         wait = [epoch if epoch == math.inf else epoch / len(run.history) * run.seconds for epoch, run in reached]
         seconds = statistics.fmean(run.seconds for run in some)
         rows.append(Row(name, STRATEGIES[name].generation, len(some), summary(final) if final else None, summary(best) if best else None,

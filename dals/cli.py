@@ -8,7 +8,7 @@ __all__ = ['MANY', 'CELL_SECONDS', 'FIRST_LOSS', 'BEST_POINTS', 'Refused', 'know
            'columns', 'status', 'publish', 'declared', 'run_notebooks', 'report', 'reproduce', 'compare', 'verify',
            'replay', 'tune', 'benchmark', 'parser', 'main']
 
-# %% ../nbs/14_cli.ipynb #14_cli-003
+# %% ../nbs/14_cli.ipynb #14_cli-002
 import argparse
 import json
 import math
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from dals.results import Key, Run, Store
 
-# %% ../nbs/14_cli.ipynb #14_cli-008
+# %% ../nbs/14_cli.ipynb #14_cli-007
 class Refused(Exception):
     "Bad input: the message is the one sentence that the user sees."
 
@@ -93,7 +93,7 @@ def parse_parameters(
             values[name] = text
     return values
 
-# %% ../nbs/14_cli.ipynb #14_cli-012
+# %% ../nbs/14_cli.ipynb #14_cli-011
 def plan(
     tasks: Sequence[str], # names
     strategies: Sequence[str] | None, # names; None for all 18
@@ -297,7 +297,7 @@ def train(args: argparse.Namespace) -> int:
     with engine(args.engine, args.scheduler) as executor:
         return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds).failed else 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-014
+# %% ../nbs/14_cli.ipynb #14_cli-013
 def columns(
     touched: Iterable[str], # tasks that have records, or runs at work or failed
 ) -> list[str]:
@@ -384,7 +384,7 @@ def publish(args: argparse.Namespace) -> int:
           + (f"; {left} stay local, their twins were published before" if left else ""))
     return 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-020
+# %% ../nbs/14_cli.ipynb #14_cli-019
 CELL_SECONDS = 900 # how long one cell of an experiment may take
 
 
@@ -526,7 +526,7 @@ def reproduce(args: argparse.Namespace) -> int:
     print(f"{duration(time.monotonic() - started)} in all" + (f"; {failed} training runs failed, see above" if failed else ""))
     return 1 if failed else result
 
-# %% ../nbs/14_cli.ipynb #14_cli-023
+# %% ../nbs/14_cli.ipynb #14_cli-022
 FIRST_LOSS = 0.01 # how far the training loss of the first epoch may be off on another machine, relative
 BEST_POINTS = 2.0 # how far the best accuracy may be off on another machine, in points, where the test set does not allow more
 
@@ -587,7 +587,7 @@ def verify(args: argparse.Namespace) -> int:
           f"the first loss to {FIRST_LOSS:.0%} and the best accuracy to {BEST_POINTS:g} points or three standard errors of the test set")
     return 1 if wrong else 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-026
+# %% ../nbs/14_cli.ipynb #14_cli-025
 def replay(args: argparse.Namespace) -> int:
     "Walk every run of a file of trajectories again, and compare."
     from dals.released import TOLERANCE, replay as walk
@@ -606,19 +606,15 @@ def replay(args: argparse.Namespace) -> int:
     print(f"{len(results) - far} of {len(results)} runs within {TOLERANCE:g}")
     return 1 if far or not results else 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-028
+# %% ../nbs/14_cli.ipynb #14_cli-027
 def tune(args: argparse.Namespace) -> int:
     "Look for the rate of each strategy with the same budget, except for what the store has, and print what was found."
     import statistics
     from dals.results import Store
-    from dals.strategies import STRATEGIES
-    from dals.tuning import multiple, rates, trials, tune as searched
-    names = [known(strategy, STRATEGIES, "strategy") for strategy in args.strategy or STRATEGIES]
-    try:
-        trials(args.task, names[0], [0], args.profile)
-    except (KeyError, ValueError) as error:
-        raise Refused(str(error.args[0])) from None
-    _check_data([{"task": args.task}])
+    from dals.tuning import multiple, rates, tune as searched
+    configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device)
+    _check_data(configs)
+    names = [config["strategy"] for config in configs]
     found = searched(args.task, names, Store(), profile=args.profile, device=args.device, jobs=args.jobs)
     width = max(map(len, names))
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")
@@ -627,7 +623,7 @@ def tune(args: argparse.Namespace) -> int:
               f"{statistics.fmean(one.scores[one.step]):11.2f}" + "  at the edge of what was tried" * one.edge)
     return 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-030
+# %% ../nbs/14_cli.ipynb #14_cli-029
 def benchmark(args: argparse.Namespace) -> int:
     "Train strategies on a task in a file, except for what the store has, and print how they compare."
     from dals.benchmark import benchmark as compared
@@ -648,7 +644,7 @@ def benchmark(args: argparse.Namespace) -> int:
         print("", *(os.path.relpath(path) for path in result.save(args.out)), sep="\n")
     return 1 if result.failed else 0
 
-# %% ../nbs/14_cli.ipynb #14_cli-032
+# %% ../nbs/14_cli.ipynb #14_cli-031
 def parser() -> argparse.ArgumentParser:
     "The nine commands and their words."
     top = _Parser(prog="dals", description="Learning-rate engineering, reproduced: train, tabulate, draw and check 18 strategies.")
@@ -765,6 +761,6 @@ def main(
         print(f"dals: {error}", file=sys.stderr)
         return 1
 
-# %% ../nbs/14_cli.ipynb #14_cli-033
+# %% ../nbs/14_cli.ipynb #14_cli-032
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stlr', 'Lion', 'Wrapper', 'Lookahead', 'SAM', 'Grokfast']
 
-# %% ../nbs/05_joint.ipynb #05_joint-003
+# %% ../nbs/05_joint.ipynb #05_joint-002
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from .adaptive import Strict, evaluate, gradients, require, uncaptured, wide
 from .schedule import Schedule
 
-# %% ../nbs/05_joint.ipynb #05_joint-011
+# %% ../nbs/05_joint.ipynb #05_joint-010
 def stlr(
     cut: float = 0.1,  # fraction of the run that the rate rises for, in (0, 1)
     ratio: float = 32,  # peak rate divided by lowest rate, at least 1
@@ -33,7 +33,7 @@ def stlr(
 
     return factor
 
-# %% ../nbs/05_joint.ipynb #05_joint-034
+# %% ../nbs/05_joint.ipynb #05_joint-033
 class Lion(Strict):
     """Steps of the same length for every weight: the sign of an averaged gradient (Chen et al. 2023, arXiv 2302.06675).
 
@@ -59,7 +59,7 @@ class Lion(Strict):
         p.sub_(lr * mean.lerp(grad, 1 - beta1).sign())
         mean.lerp_(grad, 1 - beta2)
 
-# %% ../nbs/05_joint.ipynb #05_joint-044
+# %% ../nbs/05_joint.ipynb #05_joint-043
 class Wrapper(Strict):
     """An optimizer around another: groups and rates are the base's own, the state dict holds both.
 
@@ -125,7 +125,7 @@ class Wrapper(Strict):
         own = ", ".join(f"{name}={getattr(self, name)}" for name in self.scalars)
         return f"{type(self).__name__}({own}) around {self.base!r}"
 
-# %% ../nbs/05_joint.ipynb #05_joint-047
+# %% ../nbs/05_joint.ipynb #05_joint-046
 class Lookahead(Wrapper):
     """Every k steps of the base, go only a fraction alpha of the way and restart from there (Zhang et al. 2019, arXiv 1907.08610).
 
@@ -163,7 +163,7 @@ class Lookahead(Wrapper):
                 p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
-# %% ../nbs/05_joint.ipynb #05_joint-055
+# %% ../nbs/05_joint.ipynb #05_joint-054
 class SAM(Wrapper):
     """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412).
 
@@ -214,7 +214,7 @@ class SAM(Wrapper):
         self.base.step(lambda: loss)
         return loss
 
-# %% ../nbs/05_joint.ipynb #05_joint-067
+# %% ../nbs/05_joint.ipynb #05_joint-066
 class Grokfast(Wrapper):
     """The base's step, with the slow part of the gradient amplified (Lee et al. 2024, arXiv 2405.20233).
 

@@ -9,7 +9,7 @@ __all__ = ['VERDICTS', 'BAR', 'RULE', 'RULE3', 'PROFILES', 'ORIGINS', 'PROTOCOLS
            'table2_about', 'Pace', 'Convergence', 'table3', 'table3_sentences', 'table3_html', 'table3_rows',
            'table3_about', 'page', 'styled', 'simple_table', 'save_figure', 'save_table', 'Experiment', 'build_index']
 
-# %% ../nbs/13_report.ipynb #13_report-003
+# %% ../nbs/13_report.ipynb #13_report-002
 import csv
 import json
 import os
@@ -32,7 +32,7 @@ from .training import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/13_report.ipynb #13_report-009
+# %% ../nbs/13_report.ipynb #13_report-008
 VERDICTS: tuple[str, ...] = ("agrees", "within noise", "differs", "not run")
 BAR = 0.8  # points; a mean further from the paper's value than this is printed as a miss, whatever the verdict
 RULE = (
@@ -62,7 +62,7 @@ def verdict(
         return "agrees"
     return "within noise" if distance <= (half**2 + noise**2) ** 0.5 else "differs"
 
-# %% ../nbs/13_report.ipynb #13_report-016
+# %% ../nbs/13_report.ipynb #13_report-015
 RULE3 = (
     "The rule. Equal: at seed 42, which is the paper's own, protocol released passes the level in the paper's epoch. Differs: it does "
     "not. Not run: there is no record of seed 42. The medians and ranges are over our other seeds, and are not judged. A level that a "
@@ -79,7 +79,7 @@ def verdict_epochs(
         return "not run"
     return "equal" if ours == paper else "differs"
 
-# %% ../nbs/13_report.ipynb #13_report-020
+# %% ../nbs/13_report.ipynb #13_report-019
 PROFILES: dict[str, tuple[str, ...]] = {"paper": ("paper", "cpu"), "cpu": ("cpu",), "smoke": ("smoke",)}  # asked for -> shown, best first
 
 
@@ -126,7 +126,7 @@ def budget_note(
         budget = f"{run.profile} cut: {run.data['train']} examples{cut}, {epochs}"
     return " · ".join(part for part in (what, budget) if part)
 
-# %% ../nbs/13_report.ipynb #13_report-025
+# %% ../nbs/13_report.ipynb #13_report-024
 ORIGINS: dict[str, str] = {"local": "trained now", "published": "stored"}
 
 
@@ -190,7 +190,7 @@ def source_text(
             f"data: {data['copy']}, {data['train']} training and {data['test']} test examples, "
             f"fingerprint {str(data['fingerprint'])[:12]}.")
 
-# %% ../nbs/13_report.ipynb #13_report-029
+# %% ../nbs/13_report.ipynb #13_report-028
 PROTOCOLS: dict[str, str] = {"released": "released", "paper": "text"}  # protocol -> what stands above its column
 PAPER_SEED = 42
 
@@ -283,7 +283,7 @@ def _cell(strategy: str, task: str, protocol: str, runs: list[Run], legend: Mapp
         verdict(paper, best, size) if done or not runs else "differs", origin_text([_origin(run) for run in runs]),
         tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in runs)), sum(run.diverged for run in runs))
 
-# %% ../nbs/13_report.ipynb #13_report-034
+# %% ../nbs/13_report.ipynb #13_report-033
 _OURS = [f"{title}<code><span>--protocol {protocol}</span></code>" for protocol, title in PROTOCOLS.items()]  # headings, HTML
 _WHO = {**{str(number): f"generation {number}" for number in range(1, 6)}, "SOTA": "the paper's own"}
 
@@ -464,7 +464,7 @@ def table2_about(
             "verdicts": dict(Counter(cell.verdict for cell in cells)), "sources": dict(Counter(cell.source for cell in cells))}
     return {"columns": columns, "legend": list(table.legend)}
 
-# %% ../nbs/13_report.ipynb #13_report-036
+# %% ../nbs/13_report.ipynb #13_report-035
 LEVELS: tuple[str, ...] = ("60", "70", "80", "90")  # test accuracies, percent
 
 
@@ -614,7 +614,7 @@ def table3_about(
         "protocol": "released", "note": table.note, "verdicts": dict(Counter(cell.verdict for cell in cells)),
         "sources": dict(Counter(cell.source["released"] for cell in cells))}}, "legend": list(table.legend)}
 
-# %% ../nbs/13_report.ipynb #13_report-040
+# %% ../nbs/13_report.ipynb #13_report-039
 _STYLE = """
 .dals { --ink: #22272b; --soft: #575d63; --faint: #8a8f94; --line: #e1e4e7; --wash: #f6f7f8;
   --sans: "Inter", "Segoe UI", system-ui, -apple-system, Roboto, "Helvetica Neue", Arial, "DejaVu Sans Condensed", sans-serif;
@@ -758,7 +758,7 @@ def simple_table(
     table = f'<table class="plain">{_caption(caption)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return scrolling(table, caption) + (f'<p class="rule">{escape(note)}</p>' if note else "")
 
-# %% ../nbs/13_report.ipynb #13_report-046
+# %% ../nbs/13_report.ipynb #13_report-045
 def _write(path: Path, text: str) -> Path:
     "Write a text file whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -804,7 +804,7 @@ def save_table(
     _write(out / f"{name}.json", json.dumps({"kind": "table", "name": name, "html": html, "about": dict(about or {})}, indent=1))
     return _write(out / f"{name}.html", page(name, f"<main><section>{html}</section></main>"))
 
-# %% ../nbs/13_report.ipynb #13_report-050
+# %% ../nbs/13_report.ipynb #13_report-049
 @dataclass(frozen=True)
 class Experiment:
     "One notebook that regenerates one table or figure of the paper, or asks about the whole of it."

@@ -121,6 +121,24 @@ def test_any_other_model_and_an_incomplete_last_batch(name, augment):
         assert run.config == alone.config and run.config["steps_per_epoch"] == 3
 
 
+class Idle(nn.Sequential):
+    "With a layer that the loss does not reach"
+    def __init__(self):
+        super().__init__(*convolution())
+        self.idle = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return nn.Sequential(*list(self)[:-1])(x)
+
+
+@pytest.mark.parametrize("name", ["Fixed SGD", "SAM", "DALS"])
+def test_a_parameter_that_the_loss_does_not_reach_stays_where_it_is(name):
+    task = small(Idle)
+    for run in fit_seeds(task, name, [3, 1]):
+        alone = fit(task, name, seed=run.seed)
+        assert [row["train_loss"] for row in run.history] == pytest.approx([row["train_loss"] for row in alone.history], rel=1e-4)
+
+
 @pytest.mark.parametrize("task, reason", [
     (small(lambda: convolution(nn.Dropout(0.1))), "draws random numbers in training"),
     (small(lambda: convolution(nn.BatchNorm1d(8))), "keeps statistics"),

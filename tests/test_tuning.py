@@ -152,8 +152,11 @@ def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
     assert run.config["hyperparameters"]["lr"] == pytest.approx(0.03 * multiple(step))
     assert main(["status", "--protocol", "tuned", "--profile", "smoke", "--task", "synthetic"]) == 0
     assert "its rates are not all tuned: dals tune --task synthetic" in capsys.readouterr().out
-    assert main(["tune", "--task", "synthetc"]) == 2
-    assert "Did you mean 'synthetic'?" in capsys.readouterr().err
+    for words, said in ((["synthetc"], "Did you mean 'synthetic'?"), (["synthetic", "--strategy", "Lyon"], "Did you mean 'Lion'?"),
+                        (["synthetic", "--profile", "smok"], "Did you mean 'smoke'?"),
+                        (["synthetic", "--device", "cuda:99"], "There is no device 'cuda:99'")):
+        assert main(["tune", "--task", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_gradients_are_counted_and_the_first_epoch_at_the_target_ends_the_count(template):
