@@ -168,6 +168,7 @@ def pieces_of(
     firsts = (0, *accumulate(counts))
     return len(owner), [there(values, torch.int64, place) for values in (owner, start, sizes, firsts)]
 
+@torch.no_grad()
 def step(
     ps: list[Tensor],  # parameters of one dtype on one GPU, each with the strides of its gradient and buffers; changed in place
     gs: list[Tensor],  # their gradients

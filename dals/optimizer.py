@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import compress
 from operator import itemgetter
 from typing import Any
 
@@ -21,10 +22,10 @@ from .adaptive import REMEDIES, Strict, evaluate
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['CACHE', 'SMALL', 'LONG', 'RUN_OPTIONS', 'RUN_START', 'SHARED', 'OWN', 'detect', 'phase_alpha', 'gradient_share',
-           'trust_ratio', 'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'norms_of', 'filtered',
-           'first_pass', 'foreach_step', 'together', 'check_group', 'read_loss', 'read', 'average', 'over_ranks',
-           'split_class', 'laid_as', 'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
+__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'RUN_START', 'OPTIONS', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
+           'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'norms_of', 'filtered', 'first_pass',
+           'foreach_step', 'together', 'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class',
+           'laid_as', 'parts_of', 'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../nbs/06_dals.ipynb #06_dals-014
 def detect(
@@ -76,6 +77,7 @@ def norm_dtype(
     "Norms of half-precision tensors are taken in single precision."
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
+@torch.no_grad()
 def tensor_step(
     p: Tensor,  # parameter, changed in place
     g: Tensor,  # its gradient
@@ -142,17 +144,19 @@ def alike(
     return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
-LONG = 2**14  # elements; from there on a dot product is the fastest way to a norm, and the only one that wakes no second thread
-
 def norms_of(
-    xs: list[Tensor],  # of one dtype
+    xs: Sequence[Tensor],  # on the CPU, of one dtype
     dtype: torch.dtype,  # in which the norms are taken
-) -> list[Tensor]:  # of shape []
-    "Norms: of a long tensor that lies in one piece by its dot product with itself, of the others together."
-    long = [x.numel() >= LONG and x.dtype == dtype and x.is_contiguous() for x in xs]
-    short = [x for x, dot in zip(xs, long, strict=True) if not dot]
-    rest = iter(torch._foreach_norm(short, 2, dtype) if short else ())
-    return [torch.dot(x.view(-1), x.view(-1)).sqrt() if dot else next(rest) for x, dot in zip(xs, long, strict=True)]
+) -> list[float]:
+    "Norms: of a tensor that lies in one piece by its dot product with itself, the fastest way, and one that wakes no second thread."
+    norms, dot = [], xs[0].dtype == dtype
+    for x in xs:
+        if dot and x.is_contiguous():
+            x = x if x.ndim == 1 else x.view(-1)
+            norms.append(math.sqrt(torch.dot(x, x).item()))
+        else:
+            norms.append(torch.linalg.vector_norm(x, dtype=dtype).item())
+    return norms
 
 def filtered(
     ps: list[Tensor],  # small parameters of one dtype
@@ -161,13 +165,14 @@ def filtered(
     shares: list[float],  # weight of each raw gradient
     alpha: float,  # the filter's memory in this phase
     weight_decay: float,  # lambda
-) -> tuple[Any, Any]:  # what the momentum is to receive; norms of the parameters, then of that
+) -> tuple[Sequence[Tensor], list[list[float]]]:  # what the momentum is to receive; norms of the parameters, norms of that
     "DALS step 3 for a batch of small tensors."
     torch._foreach_lerp_(fs, gs, 1 - alpha)
     ghats = torch._foreach_lerp(fs, gs, shares)
     if weight_decay:
         torch._foreach_add_(ghats, ps, alpha=weight_decay)
-    return ghats, norms_of([*ps, *ghats], norm_dtype(ps[0].dtype))
+    dtype = norm_dtype(ps[0].dtype)
+    return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
 
 def first_pass(
     ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `CACHE` elements `alike` gradient and buffers
@@ -182,18 +187,17 @@ def first_pass(
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
     sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
-    found: list[Tensor] = []
-    places: list[tuple[int, int]] = []  # of what is found: weights or updates, which tensor
+    squares = [[0.0] * len(ps), [0.0] * len(ps)]
     for batch in cache_sized(sizes):
         i, a, b = batch[0]
         if sizes[i] < SMALL:
             which = [i for i, _, _ in batch]
             some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
             ghats, norms = filtered(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
-            for i, ghat in zip(which, ghats, strict=True):
+            for i, ghat, *both in zip(which, ghats, *norms, strict=True):
                 torch.add(ghat, ms[i], alpha=momentum, out=ms[i])
-            found += norms
-            places += [(row, i) for row in (0, 1) for i in which]
+                for row, length in zip(squares, both, strict=True):
+                    row[i] += length**2
             continue
         p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
         f.lerp_(g, 1 - alpha)
@@ -201,11 +205,8 @@ def first_pass(
         if weight_decay:
             ghat.add_(p, alpha=weight_decay)
         torch.add(ghat, m, alpha=momentum, out=m)
-        found += norms_of([p, ghat], dtype)
-        places += [(0, i), (1, i)]
-    squares = [[0.0] * len(ps), [0.0] * len(ps)]
-    for (row, i), norm in zip(places, torch.stack(found).tolist(), strict=True):
-        squares[row][i] += norm**2
+        for row, length in zip(squares, norms_of([p, ghat], dtype), strict=True):
+            row[i] += length**2
     return [[math.sqrt(x) for x in row] for row in squares]
 
 @torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
@@ -226,12 +227,10 @@ def foreach_step(
     whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
 ) -> None:
     "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
-    n, (low, high) = len(ps), trust_clip
+    low, high = trust_clip
     small = sum([p.numel() for p in ps]) <= CACHE  # such a model stays in the cache, and its momentum can wait until the weights move
     if small:
-        ghats, lengths = filtered(ps, gs, fs, shares, alpha, weight_decay)
-        found = [length.item() for length in lengths]
-        norms = [found[:n], found[n:]]
+        ghats, norms = filtered(ps, gs, fs, shares, alpha, weight_decay)
     else:
         norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
     if whole:
@@ -244,23 +243,25 @@ def foreach_step(
 # %% ../nbs/06_dals.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
-SHARED = itemgetter("momentum", "weight_decay", "trust", "eps")  # what tensors must have in common to be moved together
-OWN = itemgetter("depth", "filter_in_exploration")  # what each may have for itself
+OPTIONS = itemgetter("foreach", "depth", "filter_in_exploration", "alpha", "momentum", "weight_decay", "trust", "eps")
 
 def together(
     phases: tuple[int, ...],  # those that the shares are wanted for
-    groups: list[tuple[Any, ...]],  # per group: what `SHARED` names and the rest of what must be equal; what `OWN` names; number of tensors
-    kinds: list[tuple[Any, ...]],  # per tensor: class, dtype, device
-) -> list[tuple[Any, ...]]:  # per batch: kind, rate, foreach, alphas, options of the update; numbers of the tensors; their shares per phase
+    memories: list[tuple[float, ...]],  # per group: the filter's memory in these phases
+    groups: list[tuple[Any, ...]],  # per group: rate, what `OPTIONS` names, limits of the trust ratio, number of tensors
+    kinds: list[tuple[Any, ...]],  # per tensor: class, dtype, device, number of elements
+) -> list[tuple[Any, ...]]:  # per batch: class, device, rate, foreach, memories, options; of its tensors: numbers, shares per phase, sizes
     "Sort the tensors of all groups into batches of one kind and equal options."
-    whose = [group for group in groups for _ in range(group[2])]
+    whose = [(alphas, *group) for alphas, group in zip(memories, groups, strict=True) for _ in range(group[-1])]
     batches: dict[Any, Any] = {}
-    for i, ((shared, (depth, filter_in_exploration), _), kind) in enumerate(zip(whose, kinds, strict=True)):
-        batch = batches.setdefault((*kind, *shared), ([], []))
-        batch[0].append(i)
-        batch[1].append(tuple([gradient_share(depth) if k or filter_in_exploration else 1.0 for k in phases]))
+    for i, (own, (cls, dtype, place, size)) in enumerate(zip(whose, kinds, strict=True)):
+        alphas, lr, (foreach, depth, filter_in_exploration, _, *options), clip, _ = own
+        batch = batches.setdefault((dtype, cls, place, lr, foreach, alphas, *options, clip), ([], [], []))
+        shares = tuple([gradient_share(depth) if k or filter_in_exploration else 1.0 for k in phases])
+        for column, value in zip(batch, (i, shares, size), strict=True):
+            column.append(value)
     names = ("momentum", "weight_decay", "trust", "eps", "trust_clip")
-    return [(*key[:6], dict(zip(names, key[6:], strict=True)), *batch) for key, batch in batches.items()]
+    return [(*key[1:6], dict(zip(names, key[6:], strict=True)), *batch) for key, batch in batches.items()]
 
 def check_group(
     group: dict[str, Any],  # a parameter group with its options
@@ -339,6 +340,7 @@ def split_class() -> Any:
     "The class DTensor, of which each process holds a part; where nobody has imported it there are none, and this is an empty tuple."
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
 
+@torch.no_grad()
 def laid_as(
     p: Any,  # a split parameter
     g: Any,  # its gradient
@@ -348,6 +350,13 @@ def laid_as(
         g = g.redistribute(p.device_mesh, p.placements)
     same = g.to_local().stride() == p.to_local().stride()  # else `alike` could differ between ranks
     return g if same else torch.empty_like(p).copy_(g)
+
+@torch.no_grad()
+def parts_of(
+    columns: Any,  # lists: parameters, gradients and buffers, all of them split
+) -> list[list[Tensor]]:
+    "What this process holds of them."
+    return [[x.to_local() for x in xs] for xs in columns]
 
 def over_shards(
     norms: Tensor,  # of what this process holds, [2, tensors]
@@ -433,7 +442,7 @@ class DALS(Strict):
         group: dict[str, Any],  # one of `param_groups`
         phase: int,  # 0, 1 or 2
     ) -> float:  # alpha; 1 leaves the filter as it is
-        "The memory of the filter in a phase."
+        "The memory of the filter in a phase: asked for again when the phase or an option has changed, not before each step."
         return phase_alpha(group["alpha"], phase)
 
     def add_param_group(
@@ -477,7 +486,6 @@ class DALS(Strict):
         "Tell the phase detector the loss, in loops that call `step()` without a closure."
         self._losses.append(read_loss(loss, stay=self._kernels() is not None))
 
-    @torch.no_grad()
     def step(
         self,
         closure: Callable[[], Any] | None = None,  # computes gradients anew and returns the loss
@@ -489,7 +497,7 @@ class DALS(Strict):
         if self._skipped():
             self._losses.clear()
             return loss
-        rows = self._rows()
+        counts, found = self._found()
         if self.thresholds is not None:
             if not self._losses and all(group["lr"] == 0 for group in self.param_groups):
                 return loss
@@ -497,7 +505,7 @@ class DALS(Strict):
         self._losses.clear()
         s = self._advance()
         self._last_lr = [group["lr"] * s for group in self.param_groups]
-        self._update(rows, s)
+        self._update(counts, found, s)
         return loss
 
     _step_supports_amp_scaling = True  # tells GradScaler to call `step` in any case, with `grad_scale` and `found_inf` set
@@ -509,7 +517,7 @@ class DALS(Strict):
             return True
         if scale is not None:
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-                p.grad.div_(scale.to(p.grad.device))
+                p.grad.detach().div_(scale.to(p.grad.device))
         return False
 
     def _kernels(self) -> Any:
@@ -520,25 +528,29 @@ class DALS(Strict):
         from dals import kernels
         return kernels if kernels.usable(group["params"][0].device) else None
 
-    def _rows(self) -> list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, Tensor, Tensor]]]]:
-        "Per group what has a gradient: parameter, gradient, filtered gradient, momentum buffer; allocates missing state."
-        found, split = [], split_class()
+    def _found(self) -> tuple[list[int], Any]:
+        "How many tensors of each group have a gradient; these, their gradients and both buffers, which are allocated where missing."
+        found: Any = ([], [], [], [])
+        ps, gs, fs, ms = found
+        counts, states, split = [], self.state, split_class()
         for group in self.param_groups:
-            rows = []
+            before = len(ps)
             for p in group["params"]:
                 grad = p.grad
                 if grad is None:
                     continue
                 if grad.is_sparse:
                     raise RuntimeError("DALS does not support sparse gradients: build the embedding with sparse=False.")
-                state = self.state[p]
+                state = states[p]
                 if not state:
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                grad = laid_as(p, grad) if isinstance(p, split) else grad
-                rows.append((p, grad, state["filtered"], state["momentum_buffer"]))
-            found.append((group, rows))
-        return found
+                ps.append(p)
+                gs.append(laid_as(p, grad) if split and isinstance(p, split) else grad)
+                fs.append(state["filtered"])
+                ms.append(state["momentum_buffer"])
+            counts.append(len(ps) - before)
+        return counts, found
 
     def _follow(self, loss: Tensor | float | None) -> None:
         "Let the phase follow the loss, on the GPU where kernels can, and note it in every group."
@@ -547,7 +559,7 @@ class DALS(Strict):
                                "with a closure that returns it, or optimizer.observe(loss) before optimizer.step(); "
                                "thresholds=None does without.")
         assert self.thresholds is not None
-        ema, phase = (self.param_groups[0][name] for name in ("loss_ema", "phase"))
+        ema, phase = self.param_groups[0]["loss_ema"], self.param_groups[0]["phase"]
         kernels = self._kernels()
         if kernels and any(isinstance(x, Tensor) for x in (loss, ema, phase)):
             ema, phase = kernels.detect(loss, ema, phase, self.thresholds, self.param_groups[0]["params"][0].device)
@@ -587,39 +599,40 @@ class DALS(Strict):
             group["step"] = t
         return s
 
-    def _update(self, found: list[Any], s: Tensor | float) -> None:
+    def _update(self, counts: list[int], found: Any, s: Tensor | float) -> None:
         "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
         kernels, split = self._kernels(), split_class()
         phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
-        groups = [((float(group["lr"]), group["foreach"], tuple([self.memory(group, k) for k in phases]), *SHARED(group),
-                    tuple(group["trust_clip"])), OWN(group), len(rows)) for group, rows in found]
-        rows = [row for _, some in found for row in some]
-        asked = phases, groups, [(type(row[0]), row[0].dtype, row[0].device) for row in rows]
+        groups = [(float(group["lr"]), OPTIONS(group), tuple(group["trust_clip"]), n)
+                  for group, n in zip(self.param_groups, counts, strict=True)]
+        asked = phases, groups, [(type(p), p.dtype, p.device, p.numel()) for p in found[0]]
         if self._batches is None or self._batches[0] != asked:
-            self._batches = asked, together(*asked)
-        for cls, _, place, lr, foreach, alphas, options, which, each in self._batches[1]:
-            some = rows if len(which) == len(rows) else [rows[i] for i in which]
+            memories = [tuple([self.memory(group, k) for k in phases]) for group in self.param_groups]
+            self._batches = asked, together(phases, memories, groups, asked[2])
+        for cls, place, lr, foreach, alphas, options, which, shares, sizes in self._batches[1]:
+            some: Any = found if len(which) == len(found[0]) else [[xs[i] for i in which] for xs in found]
             whole = cls is Parameter or not issubclass(cls, split)
-            mine = some if whole else [tuple([x.to_local() for x in row]) for row in some]
-            known = cls is Parameter or cls is Tensor or not whole or foreach
-            fits = [False] * len(some)
-            if known and foreach is not False and (some[0][0].is_cpu or kernels and kernels.usable(place)):
-                fits = [kernels is None and row[0].numel() <= CACHE or alike(*row) for row in mine]
-            if not all(fits):
+            mine: Any = some if whole else parts_of(some)
+            able = place.type == "cpu" or kernels and kernels.usable(place)
+            fast = able and foreach is not False and (foreach or not whole or cls in (Parameter, Tensor))
+            if not fast or kernels or max(sizes) > CACHE:
+                fits = [fast and (not kernels and row[0].numel() <= CACHE or alike(*row)) for row in zip(*mine, strict=True)]
                 k = phases.index(self.phase)
-                for row, shares in [(row, shares) for row, shares, fit in zip(some, each, fits, strict=True) if not fit]:
-                    tensor_step(*row, rate=float(lr * s), alpha=alphas[k], share=shares[k], **options)
-                some, mine, each = ([x for x, fit in zip(every, fits, strict=True) if fit] for every in (some, mine, each))
-            if not mine:
+                for *row, each, fit in zip(*some, shares, fits, strict=True):
+                    if not fit:
+                        tensor_step(*row, rate=float(lr * s), alpha=alphas[k], share=each[k], **options)
+                some, mine = ([list(compress(xs, fits)) for xs in both] for both in (some, mine))
+                shares = list(compress(shares, fits))
+            if not mine[0]:
                 continue
-            ps, gs, fs, ms = map(list, zip(*mine, strict=True))
-            norms = None if whole else partial(over_shards, ps=[row[0] for row in some])
+            norms = None if whole else partial(over_shards, ps=some[0])
             if kernels and kernels.usable(place):
                 phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                kernels.step(ps, gs, fs, ms, each, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
+                kernels.step(*mine, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
             else:
                 k = phases.index(self.phase)
-                foreach_step(ps, gs, fs, ms, [shares[k] for shares in each], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
+                ps, gs, fs, ms = mine
+                foreach_step(ps, gs, fs, ms, [each[k] for each in shares], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
 
     def state_dict(self) -> dict[str, Any]:
         "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."

@@ -397,14 +397,16 @@ def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
 
 
 def test_batches_by_hand():
-    kind, other = ("class", "dtype", "device"), ("class", "double", "device")
-    shared, apart = (0.1, None, (0.3, 0.6), 0.9, 0.0, 0.02, 1e-8, (0.2, 5.0)), (0.2, None, (0.3, 0.6), 0.9, 0.0, 0.02, 1e-8, (0.2, 5.0))
-    found = dals.optimizer.together((0, 1), [(shared, (0.0, True), 2), (apart, (0.5, True), 1), (shared, (1.0, False), 2)],
-                                    [kind, other, kind, kind, kind])
-    options = {"momentum": 0.9, "weight_decay": 0.0, "trust": 0.02, "eps": 1e-8, "trust_clip": (0.2, 5.0)}
+    kind, other = ("class", "dtype", "device", 7), ("class", "double", "device", 8)
+    moved, clip, memory = (0.6, 0.9, 0.0, 0.02, 1e-8), (0.2, 5.0), (0.3, 0.6) # alpha, momentum, weight decay, trust, eps
+    groups = [(0.1, (None, 0.0, True, *moved), clip, 2), (0.2, (None, 0.5, True, *moved), clip, 1),
+              (0.1, (None, 1.0, False, *moved), clip, 2)]
+    found = dals.optimizer.together((0, 1), [memory] * 3, groups, [kind, other, kind, kind, kind])
+    options = {"momentum": 0.9, "weight_decay": 0.0, "trust": 0.02, "eps": 1e-8, "trust_clip": clip}
     top = pytest.approx(0.7)
-    assert found == [(*kind, *shared[:3], options, [0, 3, 4], [(0.3, 0.3), (1.0, top), (1.0, top)]),
-                     (*other, *shared[:3], options, [1], [(0.3, 0.3)]), (*kind, *apart[:3], options, [2], [(0.5, 0.5)])]
+    assert found == [("class", "device", 0.1, None, memory, options, [0, 3, 4], [(0.3, 0.3), (1.0, top), (1.0, top)], [7, 7, 7]),
+                     ("class", "device", 0.1, None, memory, options, [1], [(0.3, 0.3)], [8]),
+                     ("class", "device", 0.2, None, memory, options, [2], [(0.5, 0.5)], [7])]
 
 
 @pytest.mark.parametrize("size", [4, 2**20])
@@ -417,3 +419,15 @@ def test_a_backward_pass_through_weights_that_moved_is_an_error(size):
     assert not any(x.is_inference() for x in optimizer.state[p].values()) and not p.is_inference()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_gradients_that_have_a_graph_leave_none_in_the_state(foreach):
+    p = Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    optimizer = DALS([p], total_steps=None, schedule=None, thresholds=None, foreach=foreach)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (p**3).sum().backward(create_graph=True)
+        assert p.grad.requires_grad
+        optimizer.step()
+    assert p.is_leaf and not any(x.requires_grad for x in optimizer.state[p].values())
