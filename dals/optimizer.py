@@ -22,7 +22,7 @@ from .adaptive import REMEDIES, Strict, evaluate
 from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
 
 # %% auto #0
-__all__ = ['CACHE', 'SMALL', 'RUN_OPTIONS', 'RUN_START', 'OPTIONS', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
+__all__ = ['PIECE', 'CACHE', 'RUN_OPTIONS', 'RUN_START', 'OPTIONS', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
            'norm_dtype', 'tensor_step', 'cache_sized', 'flat', 'alike', 'norms_of', 'filtered', 'first_pass',
            'foreach_step', 'together', 'check_group', 'read_loss', 'read', 'average', 'over_ranks', 'split_class',
            'laid_as', 'parts_of', 'over_shards', 'DALS', 'DALSFast', 'DALSAcc']
@@ -102,21 +102,19 @@ def tensor_step(
     p.sub_(rate * r * m)
 
 # %% ../nbs/06_dals.ipynb #06_dals-053
-CACHE = 2**19  # elements per batch on the CPU: what is done to a batch is done while it lies in the cache
-SMALL = 2**17  # elements; a tensor below that is not worth operations of its own
+PIECE = 2**17  # elements: what is done to so many is done while they lie in a core's cache
 
 @lru_cache(maxsize=256)
 def cache_sized(
     sizes: tuple[int, ...],  # elements per tensor
-    limit: int = CACHE,  # elements per batch
-    small: int = SMALL,  # elements of a tensor that goes with others
+    limit: int,  # elements per batch
 ) -> list[list[tuple[int, int, int]]]:  # batches of pieces: number of the tensor, first element, end
-    "Batches that fit into the cache: small tensors whole and together, each of the others in pieces of its own."
+    "Batches that fit into the cache: tensors up to the limit whole and together, each of the others in pieces of its own."
     batches: list[list[tuple[int, int, int]]] = []
     together: Any = None
     room = 0
     for i, n in enumerate(sizes):
-        if n >= small:
+        if n > limit:
             batches += [[(i, a, min(a + limit, n))] for a in range(0, n, limit)]
             continue
         if together is None or n > room:
@@ -144,6 +142,8 @@ def alike(
     return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
+CACHE = 2**19  # elements of a model that stays in the cache for the whole step
+
 def norms_of(
     xs: Sequence[Tensor],  # on the CPU, of one dtype
     dtype: torch.dtype,  # in which the norms are taken
@@ -175,7 +175,7 @@ def filtered(
     return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
 
 def first_pass(
-    ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `CACHE` elements `alike` gradient and buffers
+    ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `PIECE` elements `alike` gradient and buffers
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
     ms: list[Tensor],  # their momentum buffers, changed in place
@@ -188,9 +188,10 @@ def first_pass(
     "DALS step 3 and the momentum: all that can be done before the norms are known."
     sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
     squares = [[0.0] * len(ps), [0.0] * len(ps)]
-    for batch in cache_sized(sizes):
+    scratch = torch.empty(min(max(sizes), PIECE), dtype=ps[0].dtype)
+    for batch in cache_sized(sizes, PIECE):
         i, a, b = batch[0]
-        if sizes[i] < SMALL:
+        if sizes[i] <= PIECE:
             which = [i for i, _, _ in batch]
             some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
             ghats, norms = filtered(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
@@ -199,9 +200,9 @@ def first_pass(
                 for row, length in zip(squares, both, strict=True):
                     row[i] += length**2
             continue
-        p, g, f, m = (x[i] if b - a == sizes[i] else flat(x[i])[a:b] for x in (ps, gs, fs, ms))
+        p, g, f, m = (flat(x[i])[a:b] for x in (ps, gs, fs, ms))
         f.lerp_(g, 1 - alpha)
-        ghat = torch.lerp(f, g, shares[i])
+        ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
         if weight_decay:
             ghat.add_(p, alpha=weight_decay)
         torch.add(ghat, m, alpha=momentum, out=m)
@@ -615,8 +616,8 @@ class DALS(Strict):
             mine: Any = some if whole else parts_of(some)
             able = place.type == "cpu" or kernels and kernels.usable(place)
             fast = able and foreach is not False and (foreach or not whole or cls in (Parameter, Tensor))
-            if not fast or kernels or max(sizes) > CACHE:
-                fits = [fast and (not kernels and row[0].numel() <= CACHE or alike(*row)) for row in zip(*mine, strict=True)]
+            if not fast or kernels or max(sizes) > PIECE:
+                fits = [fast and (not kernels and row[0].numel() <= PIECE or alike(*row)) for row in zip(*mine, strict=True)]
                 k = phases.index(self.phase)
                 for *row, each, fit in zip(*some, shares, fits, strict=True):
                     if not fit:

@@ -154,8 +154,8 @@ def test_the_cut_into_batches_changes_nothing(monkeypatch):
     whole = trial.go(MAKERS["DALS"](trial.groups(ps), foreach=True), ps)
     cut, seen = dals.optimizer.cache_sized, []
     monkeypatch.setattr(dals.optimizer, "CACHE", 2)
-    monkeypatch.setattr(dals.optimizer, "SMALL", 1)
-    monkeypatch.setattr(dals.optimizer, "cache_sized", lambda sizes: seen.append(cut(sizes, 2, 1)) or seen[-1])
+    monkeypatch.setattr(dals.optimizer, "PIECE", 2)
+    monkeypatch.setattr(dals.optimizer, "cache_sized", lambda *asked: seen.append(cut(*asked)) or seen[-1])
     same(whole, trial.go(MAKERS["DALS"](trial.groups(qs), foreach=True), qs), rtol=1e-12, atol=1e-14)
     assert any(b - a == 2 and a for batches in seen for batch in batches for _, a, b in batch) # tensors were cut
 
