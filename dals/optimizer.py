@@ -50,7 +50,7 @@ def phase_alpha(
     phase: int,  # 0, 1 or 2
 ) -> float:  # the filter's memory in this phase
     "DALS step 3: a short memory while the loss falls fast, a long one once it has settled."
-    return (max(0.3, alpha - 0.3), alpha, min(0.9, alpha + 0.1))[phase]
+    return alpha if phase == 1 else max(0.3, alpha - 0.3) if phase == 0 else min(0.9, alpha + 0.1)
 
 def gradient_share(
     depth: float,  # 0 for the bottom layer, 1 for the top one
@@ -443,7 +443,7 @@ class DALS(Strict):
         group: dict[str, Any],  # one of `param_groups`
         phase: int,  # 0, 1 or 2
     ) -> float:  # alpha; 1 leaves the filter as it is
-        "The memory of the filter in a phase: asked for again when the phase or an option has changed, not before each step."
+        "The memory of the filter in a phase."
         return phase_alpha(group["alpha"], phase)
 
     def add_param_group(
@@ -494,7 +494,8 @@ class DALS(Strict):
         "One update. RuntimeError if there has been no loss since the last one, unless every `lr` is 0: then it only allocates state."
         loss = evaluate(closure)
         if loss is not None:
-            self.observe(loss)
+            with torch.no_grad():
+                self.observe(loss)
         if self._skipped():
             self._losses.clear()
             return loss
@@ -606,10 +607,10 @@ class DALS(Strict):
         phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
         groups = [(float(group["lr"]), OPTIONS(group), tuple(group["trust_clip"]), n)
                   for group, n in zip(self.param_groups, counts, strict=True)]
-        asked = phases, groups, [(type(p), p.dtype, p.device, p.numel()) for p in found[0]]
+        memories = [tuple([self.memory(group, k) for k in phases]) for group in self.param_groups]
+        asked = phases, memories, groups, [(type(p), p.dtype, p.device, p.numel()) for p in found[0]]
         if self._batches is None or self._batches[0] != asked:
-            memories = [tuple([self.memory(group, k) for k in phases]) for group in self.param_groups]
-            self._batches = asked, together(phases, memories, groups, asked[2])
+            self._batches = asked, together(*asked)
         for cls, place, lr, foreach, alphas, options, which, shares, sizes in self._batches[1]:
             some: Any = found if len(which) == len(found[0]) else [[xs[i] for i in which] for xs in found]
             whole = cls is Parameter or not issubclass(cls, split)

@@ -431,3 +431,31 @@ def test_gradients_that_have_a_graph_leave_none_in_the_state(foreach):
         assert p.grad.requires_grad
         optimizer.step()
     assert p.is_leaf and not any(x.requires_grad for x in optimizer.state[p].values())
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_subclass_may_remember_and_listen_as_it_likes(foreach):
+    class Own(DALS):
+        now = 0.5
+
+        def memory(self, group, phase):
+            return self.now
+
+        def observe(self, loss):
+            self.now = float(loss)
+            super().observe(loss)
+
+    p = Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = Own([p], 0.0, total_steps=None, schedule=None, thresholds=None, foreach=foreach)
+
+    def closure(memory):
+        optimizer.zero_grad()
+        loss = (p * 0).sum() + memory
+        (2 * p).sum().backward()
+        return loss
+
+    for memory, filtered in ((0.5, 1.0), (0.75, 1.25), (0.9, 1.325)): # f = memory * f + (1 - memory) * 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step(lambda: closure(memory)) # noqa: B023
+        assert optimizer.state[p]["filtered"].item() == pytest.approx(filtered, abs=1e-7)
