@@ -50,7 +50,7 @@ def phase_alpha(
     phase: int,  # 0, 1 or 2
 ) -> float:  # the filter's memory in this phase
     "DALS step 3: a short memory while the loss falls fast, a long one once it has settled."
-    return alpha if phase == 1 else max(0.3, alpha - 0.3) if phase == 0 else min(0.9, alpha + 0.1)
+    return (max(0.3, alpha - 0.3), alpha, min(0.9, alpha + 0.1))[phase]
 
 def gradient_share(
     depth: float,  # 0 for the bottom layer, 1 for the top one
@@ -548,7 +548,7 @@ class DALS(Strict):
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 ps.append(p)
-                gs.append(laid_as(p, grad) if split and isinstance(p, split) else grad)
+                gs.append(laid_as(p, grad) if isinstance(p, split) else grad)
                 fs.append(state["filtered"])
                 ms.append(state["momentum_buffer"])
             counts.append(len(ps) - before)
