@@ -102,7 +102,7 @@ def tensor_step(
     p.sub_(rate * r * m)
 
 # %% ../nbs/06_dals.ipynb #06_dals-053
-PIECE = 2**17  # elements: what is done to so many is done while they lie in a core's cache
+PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
 
 @lru_cache(maxsize=256)
 def cache_sized(
@@ -142,7 +142,7 @@ def alike(
     return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
 # %% ../nbs/06_dals.ipynb #06_dals-058
-CACHE = 2**19  # elements of a model that stays in the cache for the whole step
+CACHE = 2**20  # elements of a model that stays in the cache for the whole step
 
 def norms_of(
     xs: Sequence[Tensor],  # on the CPU, of one dtype
