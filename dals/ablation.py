@@ -26,7 +26,7 @@ from .tuning import TUNING_SEEDS, run_missing, score
 
 # %% auto #0
 __all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
+           'DETECTORS', 'CUT', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
            'effect_by_seed', 'Effect', 'effects', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
            'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
 
@@ -125,11 +125,11 @@ def values_of(
     task: str, # name of the task
     measure: str = "last epoch", # one of `MEASURES`
     rates: Mapping[Cell, float] | None = None, # each cell's own; None: the text's for all
-    seeds: Iterable[int] = SEEDS, # of the runs
+    profile: str = "paper", # budget
 ) -> dict[Cell, dict[int, float]]: # cell -> seed -> value, of cells that have records
     "What the records of a task say, as `effects` takes it"
     some = [cell for cell in CELLS if rates is None or cell in rates]
-    found = {cell: runs_of(store, asked(task, [cell], seeds, rates[cell] if rates else None)) for cell in some}
+    found = {cell: runs_of(store, asked(task, [cell], SEEDS, rates[cell] if rates else None, profile=profile)) for cell in some}
     return {cell: {seed: MEASURES[measure](run) for seed, run in runs.items()} for cell, runs in found.items() if runs}
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-028
@@ -328,8 +328,11 @@ def kappa(
     return (same - chance) / (1 - chance) if chance < 1 else 1.0
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-047
+CUT = {"trec": "trec6+minilm-l6", "cifar": "cifar10+jpeg"} # part -> task that two cores finish at the `cpu` cut
+
+
 def plan_of(
-    part: str, # "rates", "text", "best", "detectors", "released" or "trec"
+    part: str, # "rates", "text", "best", "detectors", "released", or a key of `CUT`
     store: Store, # for "best": where the runs that choose are
 ) -> list[dict[str, Any]]: # raises `ValueError` for another part, or where a part needs runs that are not there
     "The configs of one part of the experiment"
@@ -346,9 +349,9 @@ def plan_of(
         return [config for name in DETECTORS for config in asked("synthetic", [ALL], SEEDS, detector=name)]
     if part == "released":
         return asked("synthetic-released", CELLS, SEEDS[:5])
-    if part == "trec":
-        return asked("trec6+minilm-l6", [ALL, RIVAL, NOTHING], SEEDS[:3], profile="cpu")
-    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, released and trec.")
+    if part in CUT:
+        return asked(CUT[part], CELLS, SEEDS[:3], profile="cpu")
+    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, released, {' and '.join(CUT)}.")
 
 
 def train_part(
