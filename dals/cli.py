@@ -356,6 +356,7 @@ def status(args: argparse.Namespace) -> int:
         print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]).rstrip())
     print("10 complete, ten seeds" + ("; 3/5 three of the five that are asked for" if wanted else "")
           + f"; * one or more diverged; 2r two at work; 1f one failed; - missing. Times are those of --jobs {args.jobs}")
+    budget = f" --profile {args.profile}" if args.profile != "paper" else ""
     for task in tasks:
         done = {(run.strategy, run.seed) for run in runs if run.task == task}
         full = {strategy for strategy in STRATEGIES if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
@@ -364,7 +365,7 @@ def status(args: argparse.Namespace) -> int:
         local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
         print(f"{task}: {len(full)} of {len(STRATEGIES)} cells complete, {len(done)} runs, {local} of them local"
               + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
-              + (f"; its rates are not all tuned: dals tune --task {task}" if task in untuned else ""))
+              + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
     for key, where in running.items():
         if key.task in tasks:
             print(f"at work: {run_name(key)}, {where}")

@@ -151,7 +151,7 @@ def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
     run = Store().get("synthetic", "smoke", "tuned", "DALS", 3)
     assert run.config["hyperparameters"]["lr"] == pytest.approx(0.03 * multiple(step))
     assert main(["status", "--protocol", "tuned", "--profile", "smoke", "--task", "synthetic"]) == 0
-    assert "its rates are not all tuned: dals tune --task synthetic" in capsys.readouterr().out
+    assert "its rates are not all tuned: dals tune --task synthetic --profile smoke\n" in capsys.readouterr().out
     for words, said in ((["synthetc"], "Did you mean 'synthetic'?"), (["synthetic", "--strategy", "Lyon"], "Did you mean 'Lion'?"),
                         (["synthetic", "--profile", "smok"], "Did you mean 'smoke'?"),
                         (["synthetic", "--device", "cuda:99"], "There is no device 'cuda:99'")):
