@@ -123,7 +123,8 @@ def plan(
             from dals.results import Store
             from dals.tuning import tuned_configs
             store = Store()
-            configs = [{**config, "fast": fast} for task in tasks for config in tuned_configs(task, chosen, seeds, store, profile, device)]
+            configs = [{**config, "device": device, "fast": fast}
+                       for task in tasks for config in tuned_configs(task, chosen, seeds, store, profile)]
         else:
             configs = [{"task": task, "strategy": strategy, "seed": seed, **shared, **extra}
                        for task in tasks for seed in seeds for strategy, extra in what]
@@ -613,10 +614,10 @@ def tune(args: argparse.Namespace) -> int:
     import statistics
     from dals.results import Store
     from dals.tuning import multiple, rates, tune as searched
-    configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device)
+    configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
     _check_data(configs)
     names = [config["strategy"] for config in configs]
-    found = searched(args.task, names, Store(), profile=args.profile, device=args.device, jobs=args.jobs)
+    found = searched(args.task, names, Store(), profile=args.profile, device=args.device, fast=args.fast, jobs=args.jobs)
     width = max(map(len, names))
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")
     for one in found:
@@ -659,6 +660,11 @@ def parser() -> argparse.ArgumentParser:
     def budget(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
         sub.add_argument("--profile", default=default, metavar="P", help="budget: paper, cpu or smoke")
 
+    def place(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
+        sub.add_argument("--fast", action=argparse.BooleanOptionalAction,
+                         help="bfloat16 for texts and a compiled model for the rest; the default on CUDA, not on the CPU")
+
     def protocol(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
         sub.add_argument("--protocol", default=default, metavar="R",
                          help="whose settings: paper is the text, released the code behind it, tuned the text at the rates of dals tune")
@@ -687,9 +693,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each; dask has its own workers")
     sub.add_argument("--engine", choices=("pool", "dask"), default="pool", help="who runs the runs: processes here, or a dask cluster")
     sub.add_argument("--scheduler", metavar="ADDRESS", help="of the dask scheduler, such as tcp://10.0.0.1:8786")
-    sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
-    sub.add_argument("--fast", action=argparse.BooleanOptionalAction,
-                     help="bfloat16 for texts and a compiled model for the rest; the default on CUDA, not on the CPU")
+    place(sub)
     sub.add_argument("--dry-run", action="store_true", help="print the plan and its cost only")
     sub = add(status, "show which cells of the table are complete, at work, failed or missing, and what the missing ones cost")
     sub.add_argument("--task", nargs="+", metavar="T", help="names of tasks; what fills each column of the paper if left out")
@@ -719,7 +723,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--strategy", nargs="+", metavar="S", help="names of strategies, quoted; all 18 if left out")
     budget(sub)
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")
-    sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
+    place(sub)
     sub = add(benchmark, "train strategies on a task of your own and compare them")
     sub.add_argument("task", metavar="FILE.py:NAME", help="where the task is, such as my_task.py:task")
     sub.add_argument("--strategy", nargs="+", metavar="S", help="names of strategies, quoted; all 18 if left out")

@@ -152,7 +152,7 @@ def _letter(i: int) -> str:
 
 def _place(run: Run) -> tuple:
     "Records of one source share these."
-    return (_origin(run), run.device, run.threads, *sorted(run.versions.items()), *_kind(run))
+    return (_origin(run), run.device, run.threads, run.precision, *sorted(run.versions.items()), *_kind(run))
 
 
 def sources(
@@ -167,8 +167,9 @@ def sources(
     for i, (key, runs) in enumerate(found.items()):
         days, run = [run.finished[:10] for run in runs], runs[0]
         legend[key] = {"mark": _letter(i), "column": key[0], "origin": _origin(run), "runs": len(runs), "first": min(days),
-                       "last": max(days), "device": run.device, "threads": run.threads, "versions": run.versions,
-                       "budget": budget_note(runs), "data": run.data, "memory": max((run.peak_memory or 0 for run in runs), default=0)}
+                       "last": max(days), "device": run.device, "threads": run.threads, "precision": run.precision,
+                       "versions": run.versions, "budget": budget_note(runs), "data": run.data,
+                       "memory": max((run.peak_memory or 0 for run in runs), default=0)}
     return legend
 
 
@@ -184,9 +185,10 @@ def source_text(
     "One line of the legend."
     versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
     threads, data = source["threads"], source["data"]
+    precision = f", products in {source['precision']}" if source["precision"] != "float32" else ""
     memory = f", at most {source['memory'] / 1024:.1f} GiB of memory" if source["memory"] else ""
     return (f"{source['column']}: {source['origin']}, {source['runs']} run{'s' * (source['runs'] != 1)}, {_days([source])}, "
-            f"on {source['device']}, {threads} thread{'s' * (threads != 1)}{memory}; {versions}; {source['budget']}; "
+            f"on {source['device']}, {threads} thread{'s' * (threads != 1)}{precision}{memory}; {versions}; {source['budget']}; "
             f"data: {data['copy']}, {data['train']} training and {data['test']} test examples, "
             f"fingerprint {str(data['fingerprint'])[:12]}.")
 

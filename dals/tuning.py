@@ -66,10 +66,9 @@ def trials(
     strategy: str, # a name of `STRATEGIES`
     steps: Iterable[int], # quarters of a decade
     profile: str = "paper", # which budget
-    device: str | None = None, # None is the CPU
 ) -> list[dict[str, Any]]:
     "The runs that try some multiples"
-    return [{"task": f"{task}+validation", "strategy": strategy, "seed": seed, "protocol": "tuned", "profile": profile, "device": device,
+    return [{"task": f"{task}+validation", "strategy": strategy, "seed": seed, "protocol": "tuned", "profile": profile,
              "overrides": rates(task, strategy, step), "variant": variant_of(step)} for step in steps for seed in TUNING_SEEDS]
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-015
@@ -157,14 +156,18 @@ def tune(
     *,
     profile: str = "paper", # which budget
     device: str | None = None, # None is the CPU
+    fast: bool | None = None, # the fast path of chapter 10; None: on CUDA, not on the CPU
     jobs: int = 2, # processes, one thread each
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> list[Choice]: # one for each strategy
     "Spend the budget of every strategy on a task, except for what the store has, and say what it found"
     store, names = store or Store(), [get_strategy(name).name for name in strategies]
-    run_missing([config for name in names for config in trials(task, name, COARSE, profile, device)], store, jobs, progress)
-    coarse = {name: scores_of(store.runs(f"{task}+validation", profile, "tuned", name, "*")) for name in names}
-    run_missing([config for name in names for config in trials(task, name, refined(coarse[name]), profile, device)], store, jobs, progress)
+
+    def spend(steps: Callable[[str], Iterable[int]]) -> None:
+        run_missing([{**config, "device": device, "fast": fast} for name in names for config in trials(task, name, steps(name), profile)],
+                    store, jobs, progress)
+    spend(lambda name: COARSE)
+    spend(lambda name: refined(scores_of(store.runs(f"{task}+validation", profile, "tuned", name, "*"))))
     return [choice(task, name, store, profile) for name in names]
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-022
@@ -174,14 +177,13 @@ def tuned_configs(
     seeds: Iterable[int], # none of `TUNING_SEEDS`
     store: Store, # that has the search
     profile: str = "paper", # which budget
-    device: str | None = None, # None is the CPU
 ) -> list[dict[str, Any]]: # raises `ValueError` where a search is not complete or a seed was used for it
     "The runs that report what tuning made of some strategies"
     seeds = list(seeds)
     if used := sorted({*seeds} & {*TUNING_SEEDS}):
         raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
     found = {name: rates(task, name, choice(task, name, store, profile).step) for name in strategies}
-    return [{"task": task, "strategy": name, "seed": seed, "protocol": "tuned", "profile": profile, "device": device, "overrides": own}
+    return [{"task": task, "strategy": name, "seed": seed, "protocol": "tuned", "profile": profile, "overrides": own}
             for name, own in found.items() for seed in seeds]
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-028

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dals.published import COLUMNS, TABLE2, TABLE3
-from dals.report import (EXPERIMENTS, LEVELS, RULE, RULE3, VERDICTS, build_index, kinds, save_figure, save_table, simple_table, table2,
-                         table2_about, table2_html, table2_rows, table2_sentences, table3, table3_about, table3_html, table3_rows,
-                         table3_sentences, verdict)
+from dals.report import (EXPERIMENTS, LEVELS, RULE, RULE3, VERDICTS, build_index, kinds, save_figure, save_table, simple_table,
+                         source_text, table2, table2_about, table2_html, table2_rows, table2_sentences, table3, table3_about, table3_html,
+                         table3_rows, table3_sentences, verdict)
 from dals.training import Run
 
 matplotlib.use("Agg")
@@ -106,6 +106,12 @@ def test_another_draw_of_the_data_enters_no_table():
     assert {key: cell.seeds for key, cell in table.cells.items() if cell.seeds} == {("DALS", "synthetic", "paper"): (0, 1)}
     assert table.left_out == () and sum(source["runs"] for source in table.legend) == 2
     assert {cell.verdict for cell in table3(drawn).cells.values()} == {"not run"}
+
+
+def test_records_of_lower_precision_are_a_source_of_their_own_that_says_so():
+    table = table2([record(seed=0), record(seed=1), record(seed=2, precision="bfloat16")])
+    assert [source["runs"] for source in table.legend] == [2, 1]
+    assert ["products in bfloat16" in source_text(source) for source in table.legend] == [False, True]
 
 
 def test_an_empty_store_gives_a_whole_table_of_cells_that_were_not_run():

@@ -138,6 +138,14 @@ def test_a_search_that_was_stopped_goes_on(store):
     assert tune("synthetic", ["Lion"], store, profile="smoke", progress=said.append) == [one]
 
 
+def test_every_run_of_a_search_is_run_where_and_how_it_was_asked(store, template, monkeypatch):
+    searched(store, template, 0)
+    asked = []
+    monkeypatch.setattr("dals.tuning.run_missing", lambda configs, *rest: asked.extend(configs))
+    tune("synthetic", ["Fixed SGD"], store, profile="smoke", device="cuda:1", fast=True)
+    assert len(asked) == 22 and {(config["device"], config["fast"]) for config in asked} == {("cuda:1", True)}
+
+
 def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
     (tmp_path / "settings.ini").write_text("")
     monkeypatch.chdir(tmp_path)
