@@ -13,8 +13,8 @@ from dals.tuning import TUNING_SEEDS, choice, rates
 RUNS = Store(local="_none").runs(variant="*")
 TABLES = [run for run in RUNS if run.variant is None]
 SYNTHETIC = ["synthetic-released", "synthetic"]
-TUNED = ["synthetic", "synthetic-released"] # tasks whose search and report are complete
 SEEDS = range(10)
+TUNED = [("synthetic", "paper", SEEDS), ("synthetic-released", "paper", SEEDS), ("cifar10+jpeg", "cpu", (0, 1, 42))] # searched and reported
 
 
 def best(task, profile, strategy, protocol="paper", seeds=SEEDS):
@@ -79,14 +79,14 @@ def test_five_draws_of_the_data(task):
     assert len(prints) == 6
 
 
-@pytest.mark.parametrize("task", TUNED)
-def test_every_strategy_was_tuned_with_the_whole_budget_and_reported_with_other_seeds(task):
+@pytest.mark.parametrize("task, profile, seeds", TUNED)
+def test_every_strategy_was_tuned_with_the_whole_budget_and_reported_with_other_seeds(task, profile, seeds):
     store = Store(local="_none")
     for name in STRATEGIES:
-        found = choice(task, name, store)
-        own = (task, "paper", "tuned", name)
+        found = choice(task, name, store, profile)
+        own = (task, profile, "tuned", name)
         reported = {run.seed: run for run in TABLES if (run.task, run.profile, run.protocol, run.strategy) == own}
-        assert set(reported) >= set(SEEDS) and not set(reported) & set(TUNING_SEEDS)
+        assert set(reported) >= set(seeds) and not set(reported) & set(TUNING_SEEDS)
         for run in reported.values():
             assert run.config["overrides"] == rates(task, name, found.step) and "held out" not in run.data["copy"]
 
