@@ -123,8 +123,7 @@ def plan(
             from dals.results import Store
             from dals.tuning import tuned_configs
             store = Store()
-            configs = [{**config, "device": device, "fast": fast}
-                       for task in tasks for config in tuned_configs(task, chosen, seeds, store, profile)]
+            configs = [{**config, **shared} for task in tasks for config in tuned_configs(task, chosen, seeds, store, profile)]
         else:
             configs = [{"task": task, "strategy": strategy, "seed": seed, **shared, **extra}
                        for task in tasks for seed in seeds for strategy, extra in what]
