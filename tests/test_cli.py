@@ -182,6 +182,17 @@ def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
     assert "published 0 records into results; 18 stay local" in capsys.readouterr().out
 
 
+def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
+    assert main(["train", "--task", "synthetic", "--strategy", "DALS", "--profile", "smoke", "--jobs", "1"]) == 0
+    record, = Store().runs()
+    asked = []
+    monkeypatch.setattr("dals.results.run_one", lambda config: asked.append(config["fast"]) or record)
+    for changes in ({}, {"precision": "bfloat16"}, {"compiled": True}):
+        Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}))
+        assert main(["verify", "-n", "1"]) == 0
+    assert asked == [False, True, True]
+
+
 def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     words = ["train", "--task", "synthetic", "--strategy", "DALS", "AdamW", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--strategy", "DALS"]) == 0
@@ -235,7 +246,7 @@ def test_starting_is_light():
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("reproduce", "train", "status", "publish", "report", "verify", "replay", "benchmark"):
+    for command in ("reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark"):
         with pytest.raises(SystemExit) as done:
             parser().parse_args([command, "--help"])
         assert done.value.code == 0 and f"dals {command}" in capsys.readouterr().out
