@@ -663,7 +663,7 @@ def parser() -> argparse.ArgumentParser:
     def place(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
         sub.add_argument("--fast", action=argparse.BooleanOptionalAction,
-                         help="bfloat16 for texts and a compiled model for the rest; the default on CUDA, not on the CPU")
+                         help="bfloat16 for texts if the chip has it, a compiled model for the rest; the default on CUDA, not on the CPU")
 
     def protocol(sub: argparse.ArgumentParser, default: str | None = "paper") -> None:
         sub.add_argument("--protocol", default=default, metavar="R",

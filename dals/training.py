@@ -29,7 +29,7 @@ from .tasks import Data, Split, Task, get_task
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
-           'seed_everything', 'planned', 'record', 'Forward', 'replayed', 'faster', 'fit']
+           'seed_everything', 'planned', 'record', 'Forward', 'replayed', 'has_bfloat16', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -271,6 +271,13 @@ def replayed(
     return replay
 
 
+def has_bfloat16(
+    place: torch.device, # where the products are
+) -> bool:
+    "Whether this device has instructions for products of bfloat16"
+    return place.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def faster(
     task: Task, # whose logits shall come sooner
     model: nn.Module, # on its device
@@ -295,7 +302,7 @@ def fit(
     profile: str = "paper", # how much to spend: "paper", "cpu" or "smoke"
     device: str | torch.device | None = None, # None is the CPU
     overrides: dict[str, Any] | None = None, # hyperparameters in place of the protocol's
-    fast: bool | None = None, # take the fast path of `faster`; None: on CUDA, not on the CPU
+    fast: bool | None = None, # take the fast path of `faster`, if the device has one for the task; None: on CUDA, not on the CPU
     on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
 ) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
     "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
@@ -313,7 +320,8 @@ def fit(
         seed_everything(seed, data.stream)
         model = task.model().to(place).train()
         train, test = data.train.to(place), data.test.to(place)
-        fast, texts = place.type == "cuda" if fast is None else fast, train.lengths is not None
+        texts = train.lengths is not None
+        fast = (place.type == "cuda" if fast is None else fast) and (not texts or has_bfloat16(place))
         if fast:
             task = faster(task, model, texts)
         augment = None if protocol == "released" else task.augment
