@@ -138,6 +138,14 @@ def _kept(data: Data, budget: Budget) -> Data:
     return data
 
 # %% ../nbs/21_benchmark.ipynb #21_benchmark-013
+def _beyond(labels: Tensor, part: str, count: int, what: str) -> str: # empty where all labels are in range
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < count:
+        return ""
+    return (f"the labels of {part} go from {low} to {high}, but {count} {what} are numbered 0 to {count - 1}"
+            + ": count them from 0, not from 1" * (low == 1 and high == count))
+
+
 def _check_split(split: Split, part: str, classes: int) -> None: # raises `ValueError`
     labels = split.labels
     if not len(split):
@@ -153,12 +161,11 @@ def _check_split(split: Split, part: str, classes: int) -> None: # raises `Value
                          "regression is not supported.")
     if labels.ndim != 1:
         raise ValueError(f"the labels of {part} have shape {list(labels.shape)}: one class number for each example is needed, [examples].")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"the labels of {part} go from {low} to {high}, but {classes} classes are numbered 0 to {classes - 1}.")
+    if fault := _beyond(labels, part, classes, "classes"):
+        raise ValueError(f"{fault}.")
 
 
-def _passes(task: Task, split: Split, sizes: Iterable[int]) -> nn.Module: # raises `ValueError`
+def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises `ValueError`
     "A fresh model, if fresh models are fresh and a batch of each size goes forward and backward"
     def fresh() -> nn.Module:
         seed_everything(0)
@@ -185,7 +192,7 @@ def _passes(task: Task, split: Split, sizes: Iterable[int]) -> nn.Module: # rais
             map(torch.equal, model.parameters(), again.parameters())):
         raise ValueError("the model function returns other weights for the same seed: draw them from torch's global generator alone.")
     for size in sizes:
-        inputs, labels = next(split.take(torch.arange(size)).batches(size))
+        inputs, labels = next(data.train.take(torch.arange(size)).batches(size))
         shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
         try:
             logits = task.logits(model, *inputs)
@@ -197,10 +204,10 @@ def _passes(task: Task, split: Split, sizes: Iterable[int]) -> nn.Module: # rais
             raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes]; "
                              "the loss is their cross entropy and is taken here.")
         if tuple(logits.shape) != (size, task.classes):
-            from_one = logits.ndim == 2 and logits.shape[1] == task.classes - 1 and int(split.labels.min()) == 1
+            faults = [fault for split, part in ((data.train, "train"), (data.test, "test")) if logits.shape[:-1] == (size,)
+                      and (fault := _beyond(split.labels, part, logits.shape[1], "outputs"))]
             raise ValueError(f"the model returns logits of shape {list(logits.shape)} for a batch of {size}, where "
-                             f"[{size}, {task.classes}] is needed: examples, classes."
-                             + " No label is 0: labels count from 0, not from 1." * from_one)
+                             f"[{size}, {task.classes}] is needed: examples, classes" + "; ".join(["", *faults[:1]]) + ".")
         loss = F.cross_entropy(logits, labels)
         if not loss.isfinite():
             raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs.")
@@ -242,7 +249,7 @@ def check(
         examples, size = len(data.train), budget.batch_size
         if examples < size:
             raise ValueError(f"train has {examples} examples, fewer than one batch of {size}: make the batches smaller.")
-        model, steps = _passes(task, data.train, dict.fromkeys([size, examples % size or size])), math.ceil(examples / size)
+        model, steps = _passes(task, data, dict.fromkeys([size, examples % size or size])), math.ceil(examples / size)
         for name in strategies:
             setting, _ = planned(task, get_strategy(name), protocol, profile, {})
             try:
