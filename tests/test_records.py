@@ -1,5 +1,6 @@
 "The published store: every record is whole, is what today's settings would ask for, and holds up what the README says of it."
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,10 @@ def test_every_record_has_the_settings_that_the_code_has_today():
         asked_for = run.config["overrides"] if run.protocol in ("tuned", "ablation") else VARIANTS[run.variant].undo if run.variant else {}
         asked = settings({**config, "overrides": asked_for})
         assert {**run.config, **asked} == run.config, (run.task, run.strategy, run.seed, run.variant)
+
+
+def test_the_store_holds_records_and_nothing_that_a_stopped_run_left():
+    assert [path for path in Path(Store().published).rglob("*") if path.is_file() and path.suffix != ".json"] == []
 
 
 def test_every_record_of_a_table_is_a_whole_run_of_a_clean_commit():
