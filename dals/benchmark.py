@@ -204,10 +204,10 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
             raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes]; "
                              "the loss is their cross entropy and is taken here.")
         if tuple(logits.shape) != (size, task.classes):
-            faults = [fault for split, part in ((data.train, "train"), (data.test, "test")) if logits.shape[:-1] == (size,)
-                      and (fault := _beyond(split.labels, part, logits.shape[1], "outputs"))]
+            fault = logits.shape[:-1] == (size,) and (_beyond(data.train.labels, "train", logits.shape[1], "outputs")
+                                                      or _beyond(data.test.labels, "test", logits.shape[1], "outputs"))
             raise ValueError(f"the model returns logits of shape {list(logits.shape)} for a batch of {size}, where "
-                             f"[{size}, {task.classes}] is needed: examples, classes" + "; ".join(["", *faults[:1]]) + ".")
+                             f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
         loss = F.cross_entropy(logits, labels)
         if not loss.isfinite():
             raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs.")
