@@ -15,7 +15,7 @@ reproduce: .venv/installed  ## train the synthetic column, regenerate every tabl
 	.venv/bin/dals reproduce --seeds $(SEEDS) --jobs $(JOBS)
 
 test: .venv/installed  ## everything that must hold
-	.venv/bin/python -m pytest -n $(JOBS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 readme: .venv/installed  ## render README.md from nbs/index.ipynb
 	.venv/bin/python tools/readme.py
