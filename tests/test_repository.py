@@ -31,7 +31,7 @@ def copy(tmp_path):
 
 
 def texts(folder, pattern):
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob(pattern)) if "__pycache__" not in p.parts}
+    return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in sorted(folder.rglob(pattern)) if "__pycache__" not in p.parts}
 
 
 def changed(before, after): return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
@@ -62,7 +62,7 @@ def test_ruff_and_mypy():
 def test_every_picture_has_alt_text_and_no_notebook_ends_in_an_error():
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if any(part.startswith(("_", ".")) for part in path.relative_to(ROOT).parts): continue
-        for cell in json.loads(path.read_text())["cells"]:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             for output in cell.get("outputs", []):
                 assert output["output_type"] != "error", f"{path.name}: {source}"
@@ -70,12 +70,20 @@ def test_every_picture_has_alt_text_and_no_notebook_ends_in_an_error():
                     assert re.search(r"#\| fig-alt: .{30,}", source), f"{path.name}: a picture without alt text\n{source}"
 
 
+def tracked():
+    "The files of the repository; in a copy without git, those outside the folders that it would ignore"
+    if shutil.which("git") and (ROOT / ".git").exists():
+        return [name for name in run("git", "ls-files", "-z").split("\0") if name]
+    ignored = re.compile(r"\.venv|__pycache__|.*\.egg-info|build|dist|_.*|\..*_cache|\.hypothesis|\.ipynb_checkpoints")
+    return [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*")
+            if path.is_file() and not any(ignored.fullmatch(part) for part in path.relative_to(ROOT).parts[:-1])]
+
+
 def test_nothing_names_a_machine():
-    tracked = run("git", "ls-files", "-z").split("\0")
     hosts = re.compile(r"/(work|tmp|root|home)/\w|/usr/local/")
     endings = (".ipynb", ".py", ".md", ".json", ".toml", ".ini", ".yml")
-    texts = [ROOT / name for name in tracked if name.endswith(endings) and name != "tests/test_repository.py"]
-    found = [path.name for path in texts if path.exists() and hosts.search(path.read_text())]
+    texts = [ROOT / name for name in tracked() if name.endswith(endings) and name != "tests/test_repository.py"]
+    found = [path.name for path in texts if path.exists() and hosts.search(path.read_text(encoding="utf-8"))]
     assert found == []
 
 
