@@ -120,3 +120,16 @@ def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     out = run(sys.executable, "-c", "import dals\nprint(dals.__file__)\n" + BARE, cwd=elsewhere, env=environment)
     assert out.splitlines() == [str(site / "dals" / "__init__.py"), "18"]
+
+
+def test_constraints_hold_a_version_of_everything_that_the_package_asks_for_and_none_below_its_bound():
+    from packaging.requirements import Requirement
+    tomllib = pytest.importorskip("tomllib", reason="the standard library reads TOML from Python 3.11 on")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [Requirement(line) for group in (project["dependencies"], *project["optional-dependencies"].values()) for line in group]
+    pinned = {requirement.name.lower().replace("_", "-"): requirement for line in (ROOT / "constraints.txt").read_text().splitlines()
+              if not line.startswith("#") for requirement in [Requirement(line)]}
+    for requirement in asked:
+        if requirement.name != project["name"]:
+            (version,) = pinned[requirement.name.lower().replace("_", "-")].specifier
+            assert version.operator == "==" and version.version in requirement.specifier, f"{requirement} against {version}"
