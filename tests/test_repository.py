@@ -31,7 +31,8 @@ def copy(tmp_path):
 
 
 def texts(folder, pattern):
-    return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in sorted(folder.rglob(pattern)) if "__pycache__" not in p.parts}
+    found = [path for path in sorted(folder.rglob(pattern)) if "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
 
 def changed(before, after): return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
