@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dals.results import summary
-from dals.statistics import holm, improvement, indistinguishable, paired, ranks
+from dals.statistics import holm, improvement, indistinguishable, paired, rank_correlation, ranks
 
 points = st.integers(-300, 300).map(lambda hundredths: hundredths / 100)
 differences = st.lists(points, min_size=2, max_size=8)
@@ -197,3 +197,27 @@ def test_nothing_is_decided_by_nothing():
         improvement({}, {0: 1.0})
     with pytest.raises(ValueError, match="finite"):
         paired({0: math.nan, 1: 1.0}, {0: 1.0, 1: 1.0})
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=20))
+def test_rank_correlation_is_scipys_with_bonett_and_wrights_interval(pairs):
+    x, y = ([pair[i] for pair in pairs] for i in (0, 1))
+    r, low, high = rank_correlation(x, y)
+    if len(pairs) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(r) and (low, high) == (-1, 1)
+        return
+    assert r == pytest.approx(stats.spearmanr(x, y).statistic) and -1 <= low <= r <= high <= 1 and high > low
+    assert rank_correlation(y, x) == pytest.approx((r, low, high))
+    if len(pairs) > 3 and abs(r) < 0.99:
+        half = 1.959964 * math.sqrt((1 + r**2 / 2) / (len(pairs) - 3))
+        assert (math.atanh(low), math.atanh(high)) == pytest.approx((math.atanh(r) - half, math.atanh(r) + half), abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [4, 6, 18])
+def test_equal_orders_are_no_certainty(n):
+    order = list(range(n))
+    swapped = [1, 0, *order[2:]]
+    r, low, high = rank_correlation(order, order)
+    assert (r, high) == (1, 1) and low < rank_correlation(order, swapped)[0] and rank_correlation(order, order[::-1])[1] == -1
+    assert low == pytest.approx(-rank_correlation(order, order[::-1])[2])
