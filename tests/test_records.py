@@ -1,10 +1,18 @@
 "The published store: every record is whole, is what today's settings would ask for, and holds up what the README says of it."
+import json
+import math
+import re
 import statistics
+from html import unescape
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from dals.published import SEED42, TABLE2, TABLE3
+from dals.report import column_measures, table2, table2_html, table2_notes
 from dals.released import VARIANTS
 from dals.results import Store, settings
 from dals.strategies import STRATEGIES
@@ -128,3 +136,134 @@ def test_the_records_of_the_four_columns_say_what_stands_in_and_what_it_held_in_
             assert (run.precision, run.compiled) == (("bfloat16", True) if on_gpu else ("float32", False))
             assert (run.together, run.threads) == (1, 1) and 500 < run.peak_memory < (8000 if on_gpu else 6000) # MiB
             assert run.backbone == "all-MiniLM-L6-v2" or "not the original pixels" in run.data["copy"]
+
+
+# Table 2 once more, from the files, with pandas and scipy: nothing below calls the library but for what it has to say.
+ROOT = Path(__file__).parents[1]
+PAPER = pd.read_csv(ROOT / "dals" / "data" / "table2_benchmark.csv").set_index("strategy")
+COMMONEST = {"synthetic-released": 1022 / 2000, "synthetic": 183 / 1600, "cifar10": 0.1, "rte": 146 / 277, "trec6": 138 / 500, "imdb": 0.5}
+PROTOCOLS = {"released": "released", "paper": "text"}  # and how the table calls them
+COLUMNS = [(task, protocol) for task in COMMONEST for protocol in PROTOCOLS]
+
+
+@pytest.fixture(scope="module")
+def files():
+    "All records that may stand in table 2, one row each."
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "results").rglob("*.json"))]
+    found = pd.json_normalize([record for record in read if record.get("variant") is None and record["protocol"] in PROTOCOLS
+                               and record["profile"] in ("paper", "cpu") and not re.search(r"\+draw-|\+validation", record["task"])])
+    found["column"] = found["task"].str.split("+").str[0]
+    return found
+
+
+def own_column(files, task, protocol):
+    "The records of one kind: most strategies, then the paper's own task, then the full budget, then most records."
+    mine = files[(files["column"] == task) & (files["protocol"] == protocol)]
+    data = [f"data.{part}" for part in ("copy", "fingerprint", "train", "test")]
+    kinds = mine.groupby(["task", "profile", "config.epochs", "config.batch_size", *data])
+    return max((kind for _, kind in kinds), key=lambda kind: (
+        kind["strategy"].nunique(), "+" not in kind["task"].iloc[0], kind["profile"].iloc[0] == "paper", len(kind)))
+
+
+def judged(files, task, protocol):
+    "Mean, n, bound and verdict of each strategy of a column, and the column's pool."
+    kind = own_column(files, task, protocol)
+    alone = kind.groupby("strategy")["seed"].transform("nunique") == 1
+    kind = kind[(kind["seed"] != 42) | alone].dropna(subset="best_accuracy")
+    rows = kind.groupby("strategy")["best_accuracy"].agg(["mean", "count", "var"]).reindex(PAPER.index).dropna(subset="mean")
+    free = rows["count"] - 1
+    df, squares = int(free.sum()), float((free * rows["var"]).sum())
+    spread = math.sqrt(squares / df) if df else math.nan
+    size = int(kind["data.test"].iloc[0])
+    right = np.floor(rows["mean"] * size / 100 + 1e-6).astype(int)
+    rows["p"] = [stats.binomtest(count, size, COMMONEST[task], alternative="greater").pvalue for count in right]
+    ordered = rows["p"].sort_values()
+    rows["holm"] = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    rows["paper"] = PAPER["synthetic" if task.startswith("synthetic") else task]
+    rows["bound"] = stats.t.ppf(0.975, df) * spread * np.sqrt(1 + 1 / rows["count"]) + 0.05 if df >= 5 else math.nan
+    inside = (rows["mean"] - rows["paper"]).abs() <= rows["bound"]
+    whose, profile = kind[["task", "profile"]].iloc[0]
+    what = ["other data"] * (task == "synthetic") + ["stand-in"] * ("+" in whose) + ["cut"] * (profile != "paper")
+    words = [" ".join([*what, word]) for word in ("near", "far")] if what else ["agrees", "differs"]
+    rows["verdict"] = np.where(rows["holm"] > 0.05, "at chance", np.where(df < 5, "too few seeds", np.where(inside, *words)))
+    return rows, spread, df
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return table2(Store(local="_none").runs())
+
+
+@pytest.mark.parametrize("task, protocol", COLUMNS)
+def test_every_cell_of_table_2_is_what_its_files_say(files, shown, task, protocol):
+    rows, spread, df = judged(files, task, protocol)
+    assert shown.pools[task, protocol].df == df and shown.pools[task, protocol].sd == pytest.approx(spread, nan_ok=True)
+    for strategy in PAPER.index:
+        cell = shown.cells[strategy, task, protocol]
+        if strategy not in rows.index:
+            assert not cell.best
+            continue
+        row = rows.loc[strategy]
+        assert (cell.verdict, len(cell.best), cell.paper) == (row["verdict"], row["count"], row["paper"]), strategy
+        assert statistics.fmean(cell.best) == pytest.approx(row["mean"])
+        if cell.bound is not None:
+            assert cell.bound == pytest.approx(row["bound"]) and row["holm"] <= 0.05
+        if cell.verdict == "agrees":
+            assert abs(cell.paper - row["mean"]) <= row["bound"] and df >= 5 and "+" not in shown.chosen[task, protocol][0].task
+
+
+def test_the_page_prints_these_cells_with_their_bounds_and_pools(files, shown):
+    head, body = re.search(r"<thead>(.*?)</thead>(.*?)</table>", table2_html(shown), re.S).groups()
+    pools = re.findall(r"--protocol \w+</span></code>(.*?)</th>", head)
+    cells = [re.findall(r"<td(?! class)[^>]*>(.*?)</td>", row, re.S) for row in re.findall(r"<tr>.*?</tr>", body, re.S)]
+    assert len(pools) == len(COLUMNS) and {len(row) for row in cells} == {len(COLUMNS)} and len(cells) == len(PAPER)
+    for i, column in enumerate(COLUMNS):
+        rows, spread, df = judged(files, *column)
+        assert (f"s<sub>p</sub> = {spread:.2f}, df = {df}" if df else "df = 0") in pools[i]
+        assert ("no information" in pools[i]) == (rows["verdict"] == "at chance").all()
+        for j, strategy in enumerate(PAPER.index):
+            if strategy not in rows.index:
+                continue
+            row, text = rows.loc[strategy], unescape(cells[j][i])
+            away = f"{round(row['mean'] - row['paper'], 6):+.2f}".replace("-", "−")
+            (word,) = re.findall(r'class="v [\w-]+">([^<]*)<', text)
+            ((colour, distance),) = re.findall(r'class="d( off)?">([^<]*)<', text)
+            assert word == row["verdict"] and bool(colour) == (word.split()[-1] in ("differs", "far"))
+            assert distance == (away if row["holm"] > 0.05 or df < 5 else f"{away}, bound {row['bound']:.2f}")
+            assert abs(float(re.search(r"<b>([\d.]+)</b>", text)[1]) - row["mean"]) < 0.00501 and "± 0.00" not in text
+
+
+@pytest.mark.parametrize("task, protocol", COLUMNS)
+def test_the_measures_of_every_column_are_what_its_files_say(files, shown, task, protocol):
+    rows, _, df = judged(files, task, protocol)
+    found, away = column_measures(shown, task, protocol), (rows["mean"] - rows["paper"]).abs().round(6)
+    counts = [rows["verdict"].str.contains(words).sum() for words in ("agrees|differs|near|far", "agrees|near", "at chance")]
+    assert found[:4] == (len(rows), *counts) and (found.within, found.df) == ((away <= 0.8).sum(), df)
+    assert (found.mean, found.median) == pytest.approx((away.mean(), away.median()))
+    r = rows[["mean", "paper"]].round(6).rank().corr().iloc[0, 1]
+    half = 1.959964 * math.sqrt((1 + r * r / 2) / (len(rows) - 3))
+    interval = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    assert (found.rank, found.low, found.high) == pytest.approx((r, *interval), abs=1e-4)
+    constants = np.arange(0, 100.01, 0.05)
+    assert found.constant_within == (np.abs(rows["paper"].to_numpy()[:, None] - constants) <= 0.8 + 1e-9).sum(0).max()
+    assert found.first == tuple(rows.index[rows["mean"] > rows["mean"].max() - 1e-9])
+
+
+def test_the_notes_name_every_pair_that_is_one_run_and_the_factors_of_the_rates(files, shown):
+    notes, pairs = table2_notes(shown), 0
+    for task, protocol in COLUMNS:
+        kind = own_column(files, task, protocol)
+        paths = {(row.strategy, row.seed): [(epoch["train_loss"], epoch["test_accuracy"]) for epoch in row.history]
+                 for row in kind.itertuples()}
+        names = sorted(kind["strategy"].unique(), key=list(PAPER.index).index)
+        for i, a in enumerate(names):
+            for b in names[i + 1:]:
+                both = [seed for seed in kind["seed"].unique() if (a, seed) in paths and (b, seed) in paths]
+                if both and all(paths[a, seed] == paths[b, seed] for seed in both):
+                    pairs += 1
+                    assert any(f"{PROTOCOLS[protocol]} " in note and (f"{a} and {b} are the same run" in note or f"{b} and {a} are" in note)
+                               for note in notes)
+        factors = set(kind["config.multiplier"].dropna())
+        named = [note for note in notes if "rates are the paper's times 3" in note and task.upper()[:4] in note.upper().split(":")[0]]
+        assert (factors != {1.0}) == bool(named)
+    assert pairs == sum("same run" in note for note in notes)
