@@ -26,9 +26,10 @@ from .tuning import TUNING_SEEDS, run_missing, score
 
 # %% auto #0
 __all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'CUT', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
-           'effect_by_seed', 'Effect', 'effects', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
-           'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
+           'DETECTORS', 'SYNTHETIC', 'CUT', 'switched', 'cell_name', 'asked', 'runs_of', 'measured', 'best_rate',
+           'best_rates', 'values_of', 'at_own_rate', 'contrast', 'effect_by_seed', 'Effect', 'effects', 'averaging',
+           'by_epoch', 'coin', 'Watched', 'losses_of', 'trend', 'without_progress', 'phase_shares', 'kappa', 'plan_of',
+           'train_part']
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-008
 FACTORS = ("schedule", "filter", "depth", "phases", "trust_ratio")
@@ -106,18 +107,36 @@ MEASURES: dict[str, Callable[[Run], float]] = {
 } # what is read from a record: percent, percent, decades
 
 
+def measured(
+    store: Store, # where records are
+    configs: Iterable[Mapping[str, Any]], # as from `asked`
+    measure: str = "last epoch", # one of `MEASURES`
+) -> dict[int, float]: # seed -> value, for those that are there
+    "What the records of one cell say"
+    return {seed: MEASURES[measure](run) for seed, run in runs_of(store, configs).items()}
+
+
+def best_rate(
+    store: Store, # where records are
+    cell: Cell, # of `CELLS`
+    task: str = "synthetic", # whose twin for choosing was trained
+    detector: str | None = None, # one of `DETECTORS` in place of the text's phases
+    profile: str = "paper", # budget
+) -> float | None: # None unless every rate of `RATES` was trained with every seed of `TUNING_SEEDS`
+    "The rate with the best mean accuracy after the last epoch on the validation split; the smaller of equals"
+    found = {lr: measured(store, asked(f"{task}+validation", [cell], TUNING_SEEDS, lr, detector, profile)) for lr in RATES}
+    if any(len(row) < len(TUNING_SEEDS) for row in found.values()):
+        return None
+    return max(RATES, key=lambda lr: (sum(found[lr].values()), -lr))
+
+
 def best_rates(
     store: Store, # where records are
     task: str = "synthetic", # whose twin for choosing was trained
     profile: str = "paper", # budget
-) -> dict[Cell, float]: # only cells that were trained at every rate of `RATES` with every seed of `TUNING_SEEDS`
-    "The rate with the best mean accuracy after the last epoch on the validation split; the smaller of equals"
-    chosen = {}
-    for cell in CELLS:
-        found = {lr: runs_of(store, asked(f"{task}+validation", [cell], TUNING_SEEDS, lr, profile=profile)) for lr in RATES}
-        if all(len(runs) == len(TUNING_SEEDS) for runs in found.values()):
-            chosen[cell] = max(RATES, key=lambda lr: (sum(map(MEASURES["last epoch"], found[lr].values())), -lr)) # noqa: B023
-    return chosen
+) -> dict[Cell, float]: # only cells whose search is complete
+    "The rate of every cell, as `best_rate` chooses it"
+    return {cell: lr for cell in CELLS if (lr := best_rate(store, cell, task, profile=profile)) is not None}
 
 
 def values_of(
@@ -129,8 +148,21 @@ def values_of(
 ) -> dict[Cell, dict[int, float]]: # cell -> seed -> value, of cells that have records
     "What the records of a task say, as `effects` takes it"
     some = [cell for cell in CELLS if rates is None or cell in rates]
-    found = {cell: runs_of(store, asked(task, [cell], SEEDS, rates[cell] if rates else None, profile=profile)) for cell in some}
-    return {cell: {seed: MEASURES[measure](run) for seed, run in runs.items()} for cell, runs in found.items() if runs}
+    found = {cell: measured(store, asked(task, [cell], SEEDS, rates[cell] if rates else None, profile=profile), measure) for cell in some}
+    return {cell: row for cell, row in found.items() if row}
+
+
+def at_own_rate(
+    store: Store, # where records are
+    cell: Cell, # of `CELLS`
+    task: str = "synthetic", # name of the task
+    detector: str | None = None, # one of `DETECTORS` in place of the text's phases
+    measure: str = "last epoch", # one of `MEASURES`
+    profile: str = "paper", # budget
+) -> dict[int, float]: # seed -> value; empty where there is no rate yet
+    "What the records of one cell say at the rate that it chose for itself"
+    lr = best_rate(store, cell, task, detector, profile)
+    return {} if lr is None else measured(store, asked(task, [cell], SEEDS, lr, detector, profile), measure)
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-028
 EFFECTS: tuple[Cell, ...] = (*((factor,) for factor in FACTORS), *(
@@ -328,12 +360,13 @@ def kappa(
     return (same - chance) / (1 - chance) if chance < 1 else 1.0
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-047
+SYNTHETIC = ("synthetic", "synthetic-released") # the text's and the code's, both in full
 CUT = {"trec": "trec6+minilm-l6", "cifar": "cifar10+jpeg"} # part -> task that two cores finish at the `cpu` cut
 
 
 def plan_of(
-    part: str, # "rates", "text", "best", "detectors", "released", or a key of `CUT`
-    store: Store, # for "best": where the runs that choose are
+    part: str, # "rates", "text", "best", "detectors", "coin-rates", "coin", "released", or a key of `CUT`
+    store: Store, # for "best" and "coin": where the runs that choose are
 ) -> list[dict[str, Any]]: # raises `ValueError` for another part, or where a part needs runs that are not there
     "The configs of one part of the experiment"
     if part == "rates":
@@ -347,11 +380,20 @@ def plan_of(
         return [config for cell, lr in chosen.items() for config in asked("synthetic", [cell], SEEDS, lr)]
     if part == "detectors":
         return [config for name in DETECTORS for config in asked("synthetic", [ALL], SEEDS, detector=name)]
+    if part == "coin-rates":
+        return [config for task in SYNTHETIC for detector in ("coin", None) for lr in RATES
+                for config in asked(f"{task}+validation", [ALL], TUNING_SEEDS, lr, detector)]
+    if part == "coin":
+        coins = {(task, detector): best_rate(store, ALL, task, detector) for task in SYNTHETIC for detector in ("coin", None)}
+        if lacking := [f"{detector or 'DALS'} on {task}" for (task, detector), lr in coins.items() if lr is None]:
+            raise ValueError(f"There is no rate yet for {', '.join(lacking)}: train the part 'coin-rates' first.")
+        return [config for (task, detector), lr in coins.items() for config in asked(task, [ALL], SEEDS, lr, detector)]
     if part == "released":
         return asked("synthetic-released", CELLS, SEEDS[:5])
     if part in CUT:
         return asked(CUT[part], CELLS, SEEDS[:3], profile="cpu")
-    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, released, {' and '.join(CUT)}.")
+    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, coin-rates, coin, released, "
+                     f"{' and '.join(CUT)}.")
 
 
 def train_part(
@@ -362,5 +404,6 @@ def train_part(
 ) -> int: # how many are still missing
     "Train what is missing of one part"
     configs = plan_of(part, store)
-    run_missing(missing(configs, store)[:most], store, jobs)
+    for _, some in itertools.groupby(missing(configs, store)[:most], lambda config: config["task"]):
+        run_missing(list(some), store, jobs)
     return len(missing(configs, store))

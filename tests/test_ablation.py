@@ -118,9 +118,9 @@ def test_effects_that_do_not_exist_are_found_about_as_often_as_chance_allows():
 
 def test_names_and_overrides_of_all_cells_and_rates_are_distinct():
     configs = [config for lr in RATES for config in asked("synthetic", CELLS, [0], lr)]
-    configs += [config for name in DETECTORS for config in asked("synthetic", [ALL], [0], detector=name)]
-    assert len({config["variant"] for config in configs}) == 20 * len(RATES) + len(DETECTORS)
-    assert len({str(settings_of(complete(config))) for config in configs}) == 20 * len(RATES) + len(DETECTORS)
+    configs += [config for lr in RATES for name in DETECTORS for config in asked("synthetic", [ALL], [0], lr, name)]
+    assert len({config["variant"] for config in configs}) == (20 + len(DETECTORS)) * len(RATES)
+    assert len({str(settings_of(complete(config))) for config in configs}) == (20 + len(DETECTORS)) * len(RATES)
 
 
 @given(st.lists(st.floats(1e-3, 10), min_size=2, max_size=60), st.floats(0.1, 10))
@@ -173,6 +173,6 @@ def test_the_experiment_trains_chooses_and_reads(tmp_path, monkeypatch):
 def test_stored_records_are_what_their_names_say():
     runs = Store(local="_none").runs(protocol="ablation", variant="*")
     known = {config["variant"]: config["overrides"] for lr in RATES for config in asked("", CELLS, [0], lr)}
-    known |= {config["variant"]: config["overrides"] for name in DETECTORS for config in asked("", [ALL], [0], detector=name)}
+    known |= {config["variant"]: config["overrides"] for lr in RATES for name in DETECTORS for config in asked("", [ALL], [0], lr, name)}
     for run in runs:
         assert run.strategy == "DALS" and run.config["overrides"] == known[run.variant], (run.task, run.variant, run.seed)
