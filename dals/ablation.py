@@ -25,11 +25,12 @@ from .training import Run, planned, seed_everything, train_epoch
 from .tuning import TUNING_SEEDS, run_missing, score
 
 # %% auto #0
-__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'SYNTHETIC', 'CUT', 'switched', 'cell_name', 'asked', 'runs_of', 'measured', 'best_rate',
-           'best_rates', 'values_of', 'at_own_rate', 'contrast', 'effect_by_seed', 'Effect', 'effects', 'averaging',
-           'by_epoch', 'coin', 'Watched', 'losses_of', 'trend', 'without_progress', 'phase_shares', 'kappa', 'plan_of',
-           'train_part']
+__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'NO_PHASES', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS',
+           'Detector', 'DETECTORS', 'SYNTHETIC', 'CUT', 'switched', 'without', 'cell_name', 'asked', 'runs_of',
+           'measured', 'best_rate', 'best_rates', 'values_of', 'at_own_rate', 'effect_name', 'corners', 'contrast',
+           'effect_by_seed', 'Effect', 'effects', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
+           'without_progress', 'phase_shares', 'kappa', 'points', 'Answer', 'answers', 'phase_comparisons', 'primary',
+           'said_of_phases', 'plan_of', 'train_part']
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-008
 FACTORS = ("schedule", "filter", "depth", "phases", "trust_ratio")
@@ -59,6 +60,18 @@ CELLS: tuple[Cell, ...] = tuple(dict.fromkeys(
     tuple(factor for factor, on in zip(FACTORS, switches, strict=True) if on and (switches[1] or factor not in ("depth", "phases")))
     for switches in itertools.product((True, False), repeat=5)))
 ALL, RIVAL, NOTHING = CELLS[0], ("schedule",), ()
+
+
+def without(
+    cell: Cell, # of `CELLS`
+    *gone: str, # of `FACTORS`
+) -> Cell: # of `CELLS`; depth and phases go with the filter
+    "The cell that is left when some parts are switched off"
+    left = tuple(factor for factor in cell if factor not in gone)
+    return left if "filter" in left else tuple(factor for factor in left if factor not in ("depth", "phases"))
+
+
+NO_PHASES = without(ALL, "phases")
 
 
 def cell_name(
@@ -169,28 +182,43 @@ EFFECTS: tuple[Cell, ...] = (*((factor,) for factor in FACTORS), *(
     pair for pair in itertools.combinations(FACTORS, 2) if pair not in (("filter", "depth"), ("filter", "phases"))))
 
 
+def effect_name(
+    effect: Cell, # one factor, or two for their interaction
+) -> str: # "trust ratio", "schedule × depth"
+    "An effect as the tables call it"
+    return " × ".join(effect).replace("_", " ")
+
+
+def corners(
+    effect: Cell, # one factor, or two for their interaction
+) -> list[tuple[int, dict[Cell, int]]]: # how many settings of the other switches they stand for, and the sign of each cell
+    "The cells that differ in the factors of an effect alone, for every setting of the other switches"
+    signs = {gone: (-1) ** k for k in range(len(effect) + 1) for gone in itertools.combinations(effect, k)}
+    return [(1 if "filter" in cell else 4, {without(cell, *gone): sign for gone, sign in signs.items()})
+            for cell in CELLS if set(effect) <= set(cell)]
+
+
 def contrast(
     effect: Cell, # one factor, or two for their interaction
-) -> dict[Cell, float]: # weight of each cell that counts
+    rates: Mapping[Cell, float] | None = None, # of the cells: only corners with one rate count; None: all corners
+) -> dict[Cell, float]: # weight of each cell that counts; empty where no corners do
     "What to multiply the means of the cells by, so that their sum is the effect"
-    counting = {cell: 1.0 if "filter" in cell else 4.0 for cell in CELLS}
-    if {"depth", "phases"} & set(effect):
-        counting = {cell: weight for cell, weight in counting.items() if "filter" in cell}
-    found = {}
-    for signs in itertools.product((1, -1), repeat=len(effect)):
-        corner = {cell: weight for cell, weight in counting.items()
-                  if all((factor in cell) == (sign > 0) for factor, sign in zip(effect, signs, strict=True))}
-        found.update({cell: math.prod(signs) * weight / sum(corner.values()) for cell, weight in corner.items()})
+    counting = [(weight, signs) for weight, signs in corners(effect) if rates is None or len({rates.get(cell) for cell in signs}) == 1]
+    total, found = sum(weight for weight, _ in counting), dict[Cell, float]()
+    for weight, signs in counting:
+        for cell, sign in signs.items():
+            found[cell] = found.get(cell, 0.0) + sign * weight / total
     return found
 
 
 def effect_by_seed(
     values: Mapping[Cell, Mapping[int, float]], # cell -> seed -> value
     effect: Cell, # one of `EFFECTS`
+    rates: Mapping[Cell, float] | None = None, # of the cells: only corners with one rate count; None: all corners
 ) -> dict[int, float]: # for seeds that every cell of the contrast has
     "The effect, seed by seed"
-    weights = contrast(effect)
-    common = set.intersection(*(set(values.get(cell, {})) for cell in weights))
+    weights = contrast(effect, rates)
+    common = set.intersection(*(set(values.get(cell, {})) for cell in weights)) if weights else set()
     return {seed: math.fsum(weight * values[cell][seed] for cell, weight in weights.items()) for seed in sorted(common)}
 
 
@@ -198,8 +226,8 @@ class Effect(NamedTuple):
     "What a part, or the company of two, is worth"
     factors: Cell # one, or two for their interaction
     by_seed: dict[int, float] # the effect of each seed
-    paired: Paired # against 0: mean, bootstrap interval, sign-flip test
-    adjusted: float # Holm's p value among all effects that were asked for together
+    paired: Paired # against 0: mean, interval, sign-flip test
+    adjusted: float # Holm's p value among the thirteen of one table of values; `primary` corrects for more
 
 
 def effects(
@@ -358,6 +386,82 @@ def kappa(
     same = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
     chance = sum(one.count(phase) * other.count(phase) for phase in range(3)) / len(one) ** 2
     return (same - chance) / (1 - chance) if chance < 1 else 1.0
+
+# %% ../nbs/23_ablation.ipynb #23_ablation-058
+def points(
+    p: Paired, # of accuracies in percent
+    digits: int = 2,
+) -> str: # "+0.29 [+0.20, +0.37]"
+    "A difference with its interval, as the tables write it"
+    return f"{p.mean:+.{digits}f} [{p.low:+.{digits}f}, {p.high:+.{digits}f}]".replace("-", "−")
+
+
+class Answer(NamedTuple):
+    "What the runs say to one question among several"
+    paired: Paired # the difference
+    adjusted: float # Holm's p value over all questions that were asked with it; 1 where there are no runs
+
+
+def answers(
+    tests: Mapping[str, Paired], # question -> difference
+) -> dict[str, Answer]: # in the same order
+    "Correct for all questions that are asked together"
+    return {name: Answer(test, p) for (name, test), p in zip(tests.items(), holm([test.p for test in tests.values()]), strict=True)}
+
+
+def phase_comparisons(
+    store: Store, # where records are
+    task: str = "synthetic", # name of the task
+    measure: str = "last epoch", # one of `MEASURES`
+    profile: str = "paper", # budget
+) -> dict[str, Answer]: # "coin minus detector", "coin minus no phases", "detector minus no phases"
+    "DALS with a coin, with the text's detector and without phases, each at its own rate"
+    coin, detector, none = (at_own_rate(store, cell, task, which, measure, profile)
+                            for cell, which in ((ALL, "coin"), (ALL, None), (NO_PHASES, None)))
+    return answers({"coin minus detector": paired(coin, detector), "coin minus no phases": paired(coin, none),
+                    "detector minus no phases": paired(detector, none)})
+
+
+def primary(
+    store: Store, # where records are
+) -> dict[str, Answer]: # "depth", "schedule × depth", "depth at equal rates", "DALS minus the rival", and those of `phase_comparisons`
+    "The one question that is tested: accuracy after the last epoch on the text's synthetic task, each cell at its own rate"
+    rates = best_rates(store)
+    values = values_of(store, "synthetic", rates=rates)
+    rows = {effect_name(effect): effect_by_seed(values, effect) for effect in EFFECTS}
+    rows |= {f"{effect_name((factor,))} at equal rates": effect_by_seed(values, (factor,), rates) for factor in FACTORS}
+    tests = {name: paired(row, dict.fromkeys(row, 0.0)) for name, row in rows.items()}
+    tests["DALS minus the rival"] = paired(values.get(ALL, {}), values.get(RIVAL, {}))
+    return answers(tests | {name: answer.paired for name, answer in phase_comparisons(store).items()})
+
+
+def said_of_phases(
+    found: Mapping[str, Answer], # as `phase_comparisons` or `primary` give it
+    level: float = 0.05, # of the corrected p values
+) -> str: # two sentences
+    "What follows for the phases"
+    coin, memory, detector = (found[name] for name in ("coin minus detector", "coin minus no phases", "detector minus no phases"))
+    if min(coin.paired.n, memory.paired.n) < 2:
+        return "The coin has not been run at its own rate."
+
+    def sign(answer: Answer) -> int:
+        return 0 if answer.adjusted >= level else 1 if answer.paired.mean > 0 else -1
+
+    def worth(name: str) -> str:
+        return f"{name} {points(found[name].paired)}, p = {found[name].adjusted:.2f}"
+    said = {1: "A phase drawn by a coin is better than the text's detector",
+            -1: "The text's detector is better than a phase drawn by a coin",
+            0: f"A phase drawn by a coin does as well as the text's detector, as far as {coin.paired.n} seeds can tell"}[sign(coin)]
+    if sign(memory) > 0:
+        so = ("a memory that varies is worth something, and the detector more" if sign(coin) < 0 else
+              "what matters is a memory that varies, not a detector")
+    elif sign(memory) < 0:
+        so = "a memory that varies at random does harm"
+    else:
+        so = ("these runs do not show that a memory which varies at random is worth anything"
+              + (", but the detector is" if sign(detector) > 0 else ""))
+    return (f"{said} ({worth('coin minus detector')}). Compared with no phases at all, {so} ({worth('coin minus no phases')}; "
+            f"{worth('detector minus no phases')}).")
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-047
 SYNTHETIC = ("synthetic", "synthetic-released") # the text's and the code's, both in full
