@@ -438,10 +438,10 @@ def primary(
 def said_of_phases(
     found: Mapping[str, Answer], # as `phase_comparisons` or `primary` give it
     level: float = 0.05, # of the corrected p values
-) -> str: # two sentences
+) -> str: # two sentences; one where no run without phases is there to compare with
     "What follows for the phases"
     coin, memory, detector = (found[name] for name in ("coin minus detector", "coin minus no phases", "detector minus no phases"))
-    if min(coin.paired.n, memory.paired.n) < 2:
+    if coin.paired.n < 2:
         return "The coin has not been run at its own rate."
 
     def sign(answer: Answer) -> int:
@@ -452,6 +452,9 @@ def said_of_phases(
     said = {1: "A phase drawn by a coin is better than the text's detector",
             -1: "The text's detector is better than a phase drawn by a coin",
             0: f"A phase drawn by a coin does as well as the text's detector, as far as {coin.paired.n} seeds can tell"}[sign(coin)]
+    said += f" ({worth('coin minus detector')})."
+    if memory.paired.n < 2:
+        return said
     if sign(memory) > 0:
         so = ("a memory that varies is worth something, and the detector more" if sign(coin) < 0 else
               "what matters is a memory that varies, not a detector")
@@ -460,8 +463,7 @@ def said_of_phases(
     else:
         so = ("these runs do not show that a memory which varies at random is worth anything"
               + (", but the detector is" if sign(detector) > 0 else ""))
-    return (f"{said} ({worth('coin minus detector')}). Compared with no phases at all, {so} ({worth('coin minus no phases')}; "
-            f"{worth('detector minus no phases')}).")
+    return f"{said} Compared with no phases at all, {so} ({worth('coin minus no phases')}; {worth('detector minus no phases')})."
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-047
 SYNTHETIC = ("synthetic", "synthetic-released") # the text's and the code's, both in full
