@@ -246,7 +246,8 @@ def test_the_tested_question_is_what_pandas_and_scipy_make_of_the_json_files():
         expected[f"{one} at equal rates"] = np.mean([y[a] - y[b] for a, b in equal], axis=0)
         for two in FACTORS[FACTORS.index(one) + 1:]:
             if (one, two) not in (("filter", "depth"), ("filter", "phases")):
-                wired = [on for on in every if not {one, two} & on and ("filter" in {*on, one, two} or not {one, two} & {"depth", "phases"})]
+                inside = {one, two} & {"depth", "phases"}
+                wired = [on for on in every if not {one, two} & on and ("filter" in {*on, one, two} or not inside)]
                 expected[f"{one} × {two}"] = np.mean([y[cell({*on, one, two})] - y[cell({*on, two})] - y[cell({*on, one})] + y[cell(on)]
                                                       for on in wired], axis=0)
     everything = set(FACTORS)
@@ -273,7 +274,8 @@ def template():
 
 
 EQUAL, BETTER, WORSE = ("A phase drawn by a coin does as well as the text's detector, as far as 10 seeds can tell",
-                        "A phase drawn by a coin is better than the text's detector", "The text's detector is better than a phase drawn by a coin")
+                        "A phase drawn by a coin is better than the text's detector",
+                        "The text's detector is better than a phase drawn by a coin")
 
 
 @pytest.mark.parametrize(("coin", "none", "said", "unsaid"), [
