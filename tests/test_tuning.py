@@ -235,7 +235,7 @@ def test_of_a_test_accuracy_only_the_last_epoch_is_read_and_seed_42_counts_nowhe
             early = [{**row, "test_accuracy": 99.0} for row in run.history[:-1]]
             run = replace(run, history=[*early, *run.history[-1:]], best_accuracy=99.0)
             if run.seed == 0:
-                other.put(replace(run, seed=42, final_accuracy=1.0))
+                other.put(replace(run, seed=42, final_accuracy=1.0, history=[*early, {**run.history[-1], "test_accuracy": 1.0}]))
         other.put(run)
     for store in (played, other):
         out = tmp_path / f"out{len(tables)}"
