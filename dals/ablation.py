@@ -25,10 +25,12 @@ from .training import Run, planned, seed_everything, train_epoch
 from .tuning import TUNING_SEEDS, run_missing, score
 
 # %% auto #0
-__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS', 'Detector',
-           'DETECTORS', 'CUT', 'switched', 'cell_name', 'asked', 'runs_of', 'best_rates', 'values_of', 'contrast',
+__all__ = ['FACTORS', 'Cell', 'CELLS', 'ALL', 'RIVAL', 'NOTHING', 'NO_PHASES', 'TEXT', 'RATES', 'SEEDS', 'MEASURES', 'EFFECTS',
+           'Detector', 'DETECTORS', 'SYNTHETIC', 'CUT', 'switched', 'without', 'cell_name', 'asked', 'runs_of',
+           'measured', 'best_rate', 'best_rates', 'values_of', 'at_own_rate', 'effect_name', 'corners', 'contrast',
            'effect_by_seed', 'Effect', 'effects', 'averaging', 'by_epoch', 'coin', 'Watched', 'losses_of', 'trend',
-           'without_progress', 'phase_shares', 'kappa', 'plan_of', 'train_part']
+           'without_progress', 'phase_shares', 'kappa', 'points', 'Answer', 'answers', 'phase_comparisons', 'primary',
+           'said_of_phases', 'plan_of', 'train_part']
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-008
 FACTORS = ("schedule", "filter", "depth", "phases", "trust_ratio")
@@ -58,6 +60,18 @@ CELLS: tuple[Cell, ...] = tuple(dict.fromkeys(
     tuple(factor for factor, on in zip(FACTORS, switches, strict=True) if on and (switches[1] or factor not in ("depth", "phases")))
     for switches in itertools.product((True, False), repeat=5)))
 ALL, RIVAL, NOTHING = CELLS[0], ("schedule",), ()
+
+
+def without(
+    cell: Cell, # of `CELLS`
+    *gone: str, # of `FACTORS`
+) -> Cell: # of `CELLS`; depth and phases go with the filter
+    "The cell that is left when some parts are switched off"
+    left = tuple(factor for factor in cell if factor not in gone)
+    return left if "filter" in left else tuple(factor for factor in left if factor not in ("depth", "phases"))
+
+
+NO_PHASES = without(ALL, "phases")
 
 
 def cell_name(
@@ -106,18 +120,36 @@ MEASURES: dict[str, Callable[[Run], float]] = {
 } # what is read from a record: percent, percent, decades
 
 
+def measured(
+    store: Store, # where records are
+    configs: Iterable[Mapping[str, Any]], # as from `asked`
+    measure: str = "last epoch", # one of `MEASURES`
+) -> dict[int, float]: # seed -> value, for those that are there
+    "What the records of one cell say"
+    return {seed: MEASURES[measure](run) for seed, run in runs_of(store, configs).items()}
+
+
+def best_rate(
+    store: Store, # where records are
+    cell: Cell, # of `CELLS`
+    task: str = "synthetic", # whose twin for choosing was trained
+    detector: str | None = None, # one of `DETECTORS` in place of the text's phases
+    profile: str = "paper", # budget
+) -> float | None: # None unless every rate of `RATES` was trained with every seed of `TUNING_SEEDS`
+    "The rate with the best mean accuracy after the last epoch on the validation split; the smaller of equals"
+    found = {lr: measured(store, asked(f"{task}+validation", [cell], TUNING_SEEDS, lr, detector, profile)) for lr in RATES}
+    if any(len(row) < len(TUNING_SEEDS) for row in found.values()):
+        return None
+    return max(RATES, key=lambda lr: (sum(found[lr].values()), -lr))
+
+
 def best_rates(
     store: Store, # where records are
     task: str = "synthetic", # whose twin for choosing was trained
     profile: str = "paper", # budget
-) -> dict[Cell, float]: # only cells that were trained at every rate of `RATES` with every seed of `TUNING_SEEDS`
-    "The rate with the best mean accuracy after the last epoch on the validation split; the smaller of equals"
-    chosen = {}
-    for cell in CELLS:
-        found = {lr: runs_of(store, asked(f"{task}+validation", [cell], TUNING_SEEDS, lr, profile=profile)) for lr in RATES}
-        if all(len(runs) == len(TUNING_SEEDS) for runs in found.values()):
-            chosen[cell] = max(RATES, key=lambda lr: (sum(map(MEASURES["last epoch"], found[lr].values())), -lr)) # noqa: B023
-    return chosen
+) -> dict[Cell, float]: # only cells whose search is complete
+    "The rate of every cell, as `best_rate` chooses it"
+    return {cell: lr for cell in CELLS if (lr := best_rate(store, cell, task, profile=profile)) is not None}
 
 
 def values_of(
@@ -129,36 +161,64 @@ def values_of(
 ) -> dict[Cell, dict[int, float]]: # cell -> seed -> value, of cells that have records
     "What the records of a task say, as `effects` takes it"
     some = [cell for cell in CELLS if rates is None or cell in rates]
-    found = {cell: runs_of(store, asked(task, [cell], SEEDS, rates[cell] if rates else None, profile=profile)) for cell in some}
-    return {cell: {seed: MEASURES[measure](run) for seed, run in runs.items()} for cell, runs in found.items() if runs}
+    found = {cell: measured(store, asked(task, [cell], SEEDS, rates[cell] if rates else None, profile=profile), measure) for cell in some}
+    return {cell: row for cell, row in found.items() if row}
+
+
+def at_own_rate(
+    store: Store, # where records are
+    cell: Cell, # of `CELLS`
+    task: str = "synthetic", # name of the task
+    detector: str | None = None, # one of `DETECTORS` in place of the text's phases
+    measure: str = "last epoch", # one of `MEASURES`
+    profile: str = "paper", # budget
+) -> dict[int, float]: # seed -> value; empty where there is no rate yet
+    "What the records of one cell say at the rate that it chose for itself"
+    lr = best_rate(store, cell, task, detector, profile)
+    return {} if lr is None else measured(store, asked(task, [cell], SEEDS, lr, detector, profile), measure)
 
 # %% ../nbs/23_ablation.ipynb #23_ablation-028
 EFFECTS: tuple[Cell, ...] = (*((factor,) for factor in FACTORS), *(
     pair for pair in itertools.combinations(FACTORS, 2) if pair not in (("filter", "depth"), ("filter", "phases"))))
 
 
+def effect_name(
+    effect: Cell, # one factor, or two for their interaction
+) -> str: # "trust ratio", "schedule × depth"
+    "An effect as the tables call it"
+    return " × ".join(effect).replace("_", " ")
+
+
+def corners(
+    effect: Cell, # one factor, or two for their interaction
+) -> list[tuple[int, dict[Cell, int]]]: # how many settings of the other switches they stand for, and the sign of each cell
+    "The cells that differ in the factors of an effect alone, for every setting of the other switches"
+    signs = {gone: (-1) ** k for k in range(len(effect) + 1) for gone in itertools.combinations(effect, k)}
+    return [(1 if "filter" in cell else 4, {without(cell, *gone): sign for gone, sign in signs.items()})
+            for cell in CELLS if set(effect) <= set(cell)]
+
+
 def contrast(
     effect: Cell, # one factor, or two for their interaction
-) -> dict[Cell, float]: # weight of each cell that counts
+    rates: Mapping[Cell, float] | None = None, # of the cells: only corners with one rate count; None: all corners
+) -> dict[Cell, float]: # weight of each cell that counts; empty where no corners do
     "What to multiply the means of the cells by, so that their sum is the effect"
-    counting = {cell: 1.0 if "filter" in cell else 4.0 for cell in CELLS}
-    if {"depth", "phases"} & set(effect):
-        counting = {cell: weight for cell, weight in counting.items() if "filter" in cell}
-    found = {}
-    for signs in itertools.product((1, -1), repeat=len(effect)):
-        corner = {cell: weight for cell, weight in counting.items()
-                  if all((factor in cell) == (sign > 0) for factor, sign in zip(effect, signs, strict=True))}
-        found.update({cell: math.prod(signs) * weight / sum(corner.values()) for cell, weight in corner.items()})
+    counting = [(weight, signs) for weight, signs in corners(effect) if rates is None or len({rates.get(cell) for cell in signs}) == 1]
+    total, found = sum(weight for weight, _ in counting), dict[Cell, float]()
+    for weight, signs in counting:
+        for cell, sign in signs.items():
+            found[cell] = found.get(cell, 0.0) + sign * weight / total
     return found
 
 
 def effect_by_seed(
     values: Mapping[Cell, Mapping[int, float]], # cell -> seed -> value
     effect: Cell, # one of `EFFECTS`
+    rates: Mapping[Cell, float] | None = None, # of the cells: only corners with one rate count; None: all corners
 ) -> dict[int, float]: # for seeds that every cell of the contrast has
     "The effect, seed by seed"
-    weights = contrast(effect)
-    common = set.intersection(*(set(values.get(cell, {})) for cell in weights))
+    weights = contrast(effect, rates)
+    common = set.intersection(*(set(values.get(cell, {})) for cell in weights)) if weights else set()
     return {seed: math.fsum(weight * values[cell][seed] for cell, weight in weights.items()) for seed in sorted(common)}
 
 
@@ -166,8 +226,8 @@ class Effect(NamedTuple):
     "What a part, or the company of two, is worth"
     factors: Cell # one, or two for their interaction
     by_seed: dict[int, float] # the effect of each seed
-    paired: Paired # against 0: mean, bootstrap interval, sign-flip test
-    adjusted: float # Holm's p value among all effects that were asked for together
+    paired: Paired # against 0: mean, interval, sign-flip test
+    adjusted: float # Holm's p value among the thirteen of one table of values; `primary` corrects for more
 
 
 def effects(
@@ -327,13 +387,92 @@ def kappa(
     chance = sum(one.count(phase) * other.count(phase) for phase in range(3)) / len(one) ** 2
     return (same - chance) / (1 - chance) if chance < 1 else 1.0
 
+# %% ../nbs/23_ablation.ipynb #23_ablation-058
+def points(
+    p: Paired, # of accuracies in percent
+    digits: int = 2,
+) -> str: # "+0.29 [+0.20, +0.37]"
+    "A difference with its interval, as the tables write it"
+    return f"{p.mean:+.{digits}f} [{p.low:+.{digits}f}, {p.high:+.{digits}f}]".replace("-", "−")
+
+
+class Answer(NamedTuple):
+    "What the runs say to one question among several"
+    paired: Paired # the difference
+    adjusted: float # Holm's p value over all questions that were asked with it; 1 where there are no runs
+
+
+def answers(
+    tests: Mapping[str, Paired], # question -> difference
+) -> dict[str, Answer]: # in the same order
+    "Correct for all questions that are asked together"
+    return {name: Answer(test, p) for (name, test), p in zip(tests.items(), holm([test.p for test in tests.values()]), strict=True)}
+
+
+def phase_comparisons(
+    store: Store, # where records are
+    task: str = "synthetic", # name of the task
+    measure: str = "last epoch", # one of `MEASURES`
+    profile: str = "paper", # budget
+) -> dict[str, Answer]: # "coin minus detector", "coin minus no phases", "detector minus no phases"
+    "DALS with a coin, with the text's detector and without phases, each at its own rate"
+    coin, detector, none = (at_own_rate(store, cell, task, which, measure, profile)
+                            for cell, which in ((ALL, "coin"), (ALL, None), (NO_PHASES, None)))
+    return answers({"coin minus detector": paired(coin, detector), "coin minus no phases": paired(coin, none),
+                    "detector minus no phases": paired(detector, none)})
+
+
+def primary(
+    store: Store, # where records are
+) -> dict[str, Answer]: # "depth", "schedule × depth", "depth at equal rates", "DALS minus the rival", and those of `phase_comparisons`
+    "The one question that is tested: accuracy after the last epoch on the text's synthetic task, each cell at its own rate"
+    rates = best_rates(store)
+    values = values_of(store, "synthetic", rates=rates)
+    rows = {effect_name(effect): effect_by_seed(values, effect) for effect in EFFECTS}
+    rows |= {f"{effect_name((factor,))} at equal rates": effect_by_seed(values, (factor,), rates) for factor in FACTORS}
+    tests = {name: paired(row, dict.fromkeys(row, 0.0)) for name, row in rows.items()}
+    tests["DALS minus the rival"] = paired(values.get(ALL, {}), values.get(RIVAL, {}))
+    return answers(tests | {name: answer.paired for name, answer in phase_comparisons(store).items()})
+
+
+def said_of_phases(
+    found: Mapping[str, Answer], # as `phase_comparisons` or `primary` give it
+    level: float = 0.05, # of the corrected p values
+) -> str: # two sentences; one where no run without phases is there to compare with
+    "What follows for the phases"
+    coin, memory, detector = (found[name] for name in ("coin minus detector", "coin minus no phases", "detector minus no phases"))
+    if coin.paired.n < 2:
+        return "The coin has not been run at its own rate."
+
+    def sign(answer: Answer) -> int:
+        return 0 if answer.adjusted >= level else 1 if answer.paired.mean > 0 else -1
+
+    def worth(name: str) -> str:
+        return f"{name} {points(found[name].paired)}, p = {found[name].adjusted:.2f}"
+    said = {1: "A phase drawn by a coin is better than the text's detector",
+            -1: "The text's detector is better than a phase drawn by a coin",
+            0: f"A phase drawn by a coin does as well as the text's detector, as far as {coin.paired.n} seeds can tell"}[sign(coin)]
+    said += f" ({worth('coin minus detector')})."
+    if memory.paired.n < 2:
+        return said
+    if sign(memory) > 0:
+        so = ("a memory that varies is worth something, and the detector more" if sign(coin) < 0 else
+              "what matters is a memory that varies, not a detector")
+    elif sign(memory) < 0:
+        so = "a memory that varies at random does harm"
+    else:
+        so = ("these runs do not show that a memory which varies at random is worth anything"
+              + (", but the detector is" if sign(detector) > 0 else ""))
+    return f"{said} Compared with no phases at all, {so} ({worth('coin minus no phases')}; {worth('detector minus no phases')})."
+
 # %% ../nbs/23_ablation.ipynb #23_ablation-047
+SYNTHETIC = ("synthetic", "synthetic-released") # the text's and the code's, both in full
 CUT = {"trec": "trec6+minilm-l6", "cifar": "cifar10+jpeg"} # part -> task that two cores finish at the `cpu` cut
 
 
 def plan_of(
-    part: str, # "rates", "text", "best", "detectors", "released", or a key of `CUT`
-    store: Store, # for "best": where the runs that choose are
+    part: str, # "rates", "text", "best", "detectors", "coin-rates", "coin", "released", or a key of `CUT`
+    store: Store, # for "best" and "coin": where the runs that choose are
 ) -> list[dict[str, Any]]: # raises `ValueError` for another part, or where a part needs runs that are not there
     "The configs of one part of the experiment"
     if part == "rates":
@@ -347,11 +486,20 @@ def plan_of(
         return [config for cell, lr in chosen.items() for config in asked("synthetic", [cell], SEEDS, lr)]
     if part == "detectors":
         return [config for name in DETECTORS for config in asked("synthetic", [ALL], SEEDS, detector=name)]
+    if part == "coin-rates":
+        return [config for task in SYNTHETIC for detector in ("coin", None) for lr in RATES
+                for config in asked(f"{task}+validation", [ALL], TUNING_SEEDS, lr, detector)]
+    if part == "coin":
+        coins = {(task, detector): best_rate(store, ALL, task, detector) for task in SYNTHETIC for detector in ("coin", None)}
+        if lacking := [f"{detector or 'DALS'} on {task}" for (task, detector), lr in coins.items() if lr is None]:
+            raise ValueError(f"There is no rate yet for {', '.join(lacking)}: train the part 'coin-rates' first.")
+        return [config for (task, detector), lr in coins.items() for config in asked(task, [ALL], SEEDS, lr, detector)]
     if part == "released":
         return asked("synthetic-released", CELLS, SEEDS[:5])
     if part in CUT:
         return asked(CUT[part], CELLS, SEEDS[:3], profile="cpu")
-    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, released, {' and '.join(CUT)}.")
+    raise ValueError(f"There is no part {part!r}: choose among rates, text, best, detectors, coin-rates, coin, released, "
+                     f"{' and '.join(CUT)}.")
 
 
 def train_part(
@@ -362,5 +510,6 @@ def train_part(
 ) -> int: # how many are still missing
     "Train what is missing of one part"
     configs = plan_of(part, store)
-    run_missing(missing(configs, store)[:most], store, jobs)
+    for _, some in itertools.groupby(missing(configs, store)[:most], lambda config: config["task"]):
+        run_missing(list(some), store, jobs)
     return len(missing(configs, store))
