@@ -18,6 +18,7 @@ import math
 import os
 import random
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -322,10 +323,11 @@ def train(args: argparse.Namespace) -> int:
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
     todo = _missing(configs, store)
     runs = store.runs(variant="*")
-    limit = f", none started after {args.minutes:g} minutes" * (args.minutes is not None)
+    limit = "" if args.minutes is None else f", none started after {args.minutes:g} minutes"
     one = args.engine == "dask" # how many share the work is the cluster's business
     price = "by one worker " * one + cost_text(todo, runs, 1 if one else args.jobs)
-    print(f"{len(todo)} of {len(configs)} runs to do, {price}{limit}" if todo else f"nothing to do: all {len(configs)} runs are in the store")
+    print(f"{len(todo)} of {len(configs)} runs to do, {price}{limit}" if todo
+          else f"nothing to do: all {len(configs)} runs are in the store")
     if args.dry_run:
         print(*plan_text(todo, runs), sep="\n", end="\n" if todo else "")
         return 0
@@ -575,8 +577,9 @@ def decide(args: argparse.Namespace) -> int:
     possible = {question: keys for question, keys in questions.items() if not {key.task for key in keys} & {*absent}}
     order = by_worth(possible, here)
     todo = _missing([configs[key] for _, keys in order for key in keys], store)
-    print(f"{len(todo)} runs to do for {len(order)} open questions" + (f", for about {total(here[key_of(config)] for config in todo)}" if todo else "")
-          + f", none started after {args.minutes:g} minutes" * bool(todo and args.minutes))
+    print(f"{len(todo)} runs to do for {len(order)} open questions"
+          + (f", for about {total(here[key_of(config)] for config in todo)}" if todo else "")
+          + (f", none started after {args.minutes:g} minutes" if todo and args.minutes else ""))
     spent: list[float | None] = []
     for (name, ground), keys in order:
         spent += [here[key] for key in keys]
@@ -904,7 +907,7 @@ def benchmark(args: argparse.Namespace) -> int:
     return 1 if result.failed else 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-031
-MOST_JOBS = 1024 # processes
+MOST_JOBS = 1024 # processes of one command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -1017,12 +1020,13 @@ def main(
 ) -> int: # 0 done, 1 something failed, 2 bad input or a disk that refuses, 130 interrupted, 141 nobody reads the output any more
     "The command `dals`."
     words = sys.argv[1:] if words is None else list(words)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True, errors="dals") # progress is visible through a pipe, too, whatever its letters
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="dals") # progress is visible through a pipe, too, whatever its letters
     try:
         args = parser().parse_args(words)
         if not 1 <= getattr(args, "jobs", 1) <= MOST_JOBS:
-            raise Refused(f"--jobs is the number of processes, at least 1 and at most {MOST_JOBS}, not {args.jobs}")
+            raise Refused(f"--jobs is the number of processes, at most {MOST_JOBS} and at least 1, not {args.jobs}")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
             return args.run(args)
@@ -1049,12 +1053,15 @@ def main(
 def _unread() -> bool:
     "Whether nobody reads our output any more, as behind `head`; then the rest of it goes nowhere."
     try:
-        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout)
+        broken = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError): # no such call on this system, no file behind the stream
         return False
-    except OSError:
+    if broken:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return True
+    return broken
 
 
 def _said(what: object, status: int) -> int:
