@@ -6,8 +6,8 @@
 __all__ = ['SEEDS_AT_ONCE', 'MANY', 'WIDTH', 'CELL_SECONDS', 'FIRST_LOSS', 'BEST_POINTS', 'MOST_JOBS', 'Refused', 'known',
            'parse_seeds', 'seeds_text', 'parse_parameters', 'plan', 'work', 'expected', 'cost', 'cost_text',
            'plan_text', 'engine', 'train', 'columns', 'status', 'publish', 'shared_time', 'prices', 'by_worth', 'total',
-           'screen', 'decide', 'declared', 'run_notebooks', 'report', 'reproduce', 'compare', 'verify', 'replay',
-           'tune', 'benchmark', 'parser', 'main']
+           'nearest', 'lacks', 'screen', 'decide', 'declared', 'run_notebooks', 'report', 'reproduce', 'compare',
+           'verify', 'replay', 'tune', 'benchmark', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #14_cli-002
 import argparse
@@ -476,18 +476,19 @@ def prices(
 
 
 def by_worth(
-    questions: Mapping[Any, Iterable["Key"]], # open question -> the runs that it lacks
+    questions: Mapping[tuple[str, Any], Iterable["Key"]], # part and ground of an open question -> the runs that it lacks
     price: Mapping["Key", float | None], # of every run, in seconds
-) -> list[tuple[Any, list["Key"]]]: # the questions in their new order, each with the runs that those before it left over
-    "What to run first: the set of runs that settles the most questions for its price, then the next; a price that nobody knows comes last."
+) -> list[tuple[tuple[str, Any], list["Key"]]]: # the questions in their new order, each with the runs that those before it left over
+    "What to run first: the runs that settle the most parts for their price; unknown prices later, other grounds of a settled part last."
     left = {question: list(dict.fromkeys(keys)) for question, keys in questions.items()}
-    chosen: list[tuple[Any, list[Key]]] = []
+    chosen: list[tuple[tuple[str, Any], list[Key]]] = []
 
-    def worth(question: Any) -> tuple[bool, float]:
-        "Whether the price is known, and questions settled per second, or per run where it is not."
+    def worth(question: tuple[str, Any]) -> tuple[bool, bool, float]:
         new = {*left[question]}
-        known, settled = [second for key in new if (second := price[key]) is not None], sum(new >= {*other} for other in left.values())
-        return len(known) == len(new), settled / (max(1e-9, sum(known)) if len(known) == len(new) else len(new))
+        settled = {part for (part, _), other in left.items() if new >= {*other}} - {part for (part, _), _ in chosen}
+        known = [second for key in new if (second := price[key]) is not None]
+        cost = sum(known) if len(known) == len(new) else len(new)
+        return bool(settled), len(known) == len(new), max(1, len(settled)) / max(1e-9, cost)
     while left:
         best = max(left, key=worth)
         new = left.pop(best)
@@ -495,25 +496,50 @@ def by_worth(
         left = {question: [key for key in keys if key not in {*new}] for question, keys in left.items()}
     return chosen
 
-
-def total(
-    seconds: Iterable[float | None], # prices
-) -> str: # "12 min"; "12 min + 3 unknown"
-    "Prices together, in words."
-    from dals.results import duration
-    prices = list(seconds)
-    known = [second for second in prices if second is not None]
-    if not known:
-        return "unknown" if prices else ""
-    return duration(sum(known)) + f" + {len(prices) - len(known)}?" * (len(known) < len(prices))
-
 # %% ../nbs/14_cli.ipynb #14_cli-016f
 WIDTH = 120 # characters of a screen
 
 
-def _grade(ruling: "Ruling") -> str:
-    from dals.claims import PAPER
-    return ruling.ground.grade if ruling.ground else PAPER
+def total(
+    seconds: Iterable[float | None], # prices of runs
+    runs: int | None = None, # how many there are in all, if some are not listed: they count as much as the others
+) -> str: # "12 min"; "12 min + 3?", where the price of three is unknown; "" for no run
+    "Prices together, in words."
+    from dals.results import duration
+    prices = list(seconds)
+    share = (runs or len(prices)) / max(1, len(prices))
+    known = [share * second for second in prices if second is not None]
+    if not known:
+        return "unknown" if prices else ""
+    return duration(sum(known)) + f" + {len(prices) - len(known)}?" * (len(known) < len(prices))
+
+
+def nearest(
+    found: Sequence["Ruling"], # of one part
+    here: Mapping["Key", float | None], # what the lacking runs cost on this machine, in seconds
+    absent: Iterable[str], # tasks that cannot be run here
+) -> "Ruling":
+    "The ruling that stands; for an open part the one that the cheapest runs on this machine would settle."
+    from dals.claims import OPEN, standing
+    stands = standing(found)
+    keys = {id(ruling): lacks(ruling) for ruling in found}
+    possible = [ruling for ruling in found if keys[id(ruling)] and not {key.task for key in keys[id(ruling)]} & {*absent}]
+    if stands.verdict != OPEN or not possible:
+        return stands
+
+    def price(ruling: "Ruling") -> tuple[int, float]: # runs of unknown price, and seconds
+        seconds = [here[key] for key in keys[id(ruling)]]
+        return seconds.count(None), sum(second or 0.0 for second in seconds) * ruling.missing
+    return min(possible, key=price)
+
+
+def lacks(
+    ruling: "Ruling", # of a part
+) -> list["Key"]: # none where its answer would not count
+    "The runs that would settle it."
+    from dals.claims import BESIDE, OPEN
+    from dals.results import key_of
+    return [key_of(config) for config in ruling.lacking] if ruling.verdict == OPEN and ruling.grade != BESIDE else []
 
 
 def screen(
@@ -523,14 +549,12 @@ def screen(
     absent: Iterable[str], # tasks that cannot be run here
 ) -> list[str]: # lines
     "A line for each part: name, question, verdict, grade of evidence; where it is open, how many runs it lacks and what they cost."
-    from dals.claims import OPEN
-    from dals.results import key_of
-    rows = [["part", "question", "verdict", "evidence from", "lacks", "here", "on a GPU"]]
+    rows = [["part", "question", "verdict", "evidence from", "runs", "here", "GPU"]]
     for ruling in stands:
-        keys = [key_of(config) for config in ruling.lacking] if ruling.verdict == OPEN else []
-        price = "no data" if {key.task for key in keys} & {*absent} else total(here[key] for key in keys)
-        rows.append([ruling.part.name, ruling.part.question, ruling.verdict, _grade(ruling), f"{len(keys)} runs" if keys else "", price,
-                     total(gpu[key] for key in keys)])
+        keys = lacks(ruling)
+        price = "no data" if {key.task for key in keys} & {*absent} else total([here[key] for key in keys], ruling.missing)
+        rows.append([ruling.part.name, ruling.part.question, ruling.verdict, _grade(ruling), str(ruling.missing) if keys else "", price,
+                     total([gpu[key] for key in keys], ruling.missing)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[1] = min(widths[1], WIDTH - sum(widths) + widths[1] - 2 * (len(widths) - 1))
     lines = []
@@ -540,65 +564,75 @@ def screen(
     return lines
 
 
+def _grade(ruling: "Ruling") -> str:
+    return ruling.grade.replace(" budget", "").replace("the paper's own", "paper's")
+
+
 def decide(args: argparse.Namespace) -> int:
     "Show what each part of each claim lacks, and run what decides the most per minute."
     from dals.claims import OPEN, PARTS, VERDICTS, rulings, standing
-    from dals.results import Store, duration, key_of, sweep
+    from dals.results import Store, key_of, sweep
     from dals.tasks import available
     from dals.training import device_name, find_device
     names = {part.name: part.claim for part in PARTS}
     asked = {known(word, [*dict.fromkeys(names.values()), *names], "claim or part of a claim") for word in args.claim}
     chosen = [name for name, claim in names.items() if not asked or asked & {name, claim}]
-    profile = args.profile and known(args.profile, ["smoke"], "rehearsal")
+    profile = None if args.profile is None else known(args.profile, ["smoke"], "rehearsal")
     try:
         place = device_name(find_device(args.device))
     except ValueError as error:
         raise Refused(str(error)) from None
     store = Store()
     runs = store.runs(variant="*")
-    found = rulings(runs, profile)
-    stands = {name: standing(found[name]) for name in chosen}
-    questions = {(name, ruling.ground): [key_of(config) for config in ruling.lacking] for name in chosen if stands[name].verdict == OPEN
-                 for ruling in found[name] if ruling.verdict == OPEN and ruling.lacking}
+    found = rulings(runs, profile, chosen)
     configs = {key_of(config): {**config, "device": args.device, "fast": args.fast}
-               for name in chosen for ruling in [*found[name], stands[name]] for config in ruling.lacking}
-    wanted = [*configs.values()]
-    here, gpu = (dict(zip(configs, prices(wanted, runs, device, args.jobs), strict=True)) for device in (place, "cuda"))
+               for some in found.values() for ruling in some for config in ruling.lacking}
+    here, gpu = (dict(zip(configs, prices([*configs.values()], runs, device, args.jobs), strict=True)) for device in (place, "cuda"))
     absent = {task: problem for task in dict.fromkeys(key.task for key in configs) if (problem := available(task))}
+    stands = [nearest(some, here, absent) for some in found.values()]
     if profile:
         print(f"A rehearsal: the same questions to runs of profile {profile}, which last seconds and mean nothing.")
-    print(*screen([*stands.values()], here, gpu, absent), sep="\n")
-    count = [ruling.verdict for ruling in stands.values()]
-    print(f"{len(stands)} parts: " + ", ".join(f"{count.count(verdict)} {verdict}" for verdict in VERDICTS)
-          + f". Times are those of {place.partition(' ')[0]} with --jobs {args.jobs}, by records of the same kind of device.")
+    print(*screen(stands, here, gpu, absent), sep="\n")
+    words = [ruling.verdict for ruling in stands]
+    every = dict.fromkeys(key for ruling in stands for key in lacks(ruling) if key.task not in absent)
+    print(f"{len(stands)} parts: " + ", ".join(f"{words.count(verdict)} {verdict}" for verdict in VERDICTS)
+          + (f". The {len(every)} runs that can be made here: {total(here[key] for key in every)} with --jobs {args.jobs}, "
+             f"{total(gpu[key] for key in every)} on a GPU" if every else "") + ".")
     if not (args.claim or args.minutes or args.dry_run):
         return 0
 
-    possible = {question: keys for question, keys in questions.items() if not {key.task for key in keys} & {*absent}}
-    order = by_worth(possible, here)
+    open_ones = {ruling.part.name for ruling in stands if ruling.verdict == OPEN}
+    questions = {(name, ruling.ground): keys for name, some in found.items() if name in open_ones
+                 for ruling in some if (keys := lacks(ruling))}
+    order = by_worth({one: keys for one, keys in questions.items() if not {key.task for key in keys} & {*absent}}, here)
     todo = _missing([configs[key] for _, keys in order for key in keys], store)
-    print(f"{len(todo)} runs to do for {len(order)} open questions"
-          + (f", for about {total(here[key_of(config)] for config in todo)}" if todo else "")
+    print(f"{len(todo)} runs to do for {len(order)} open questions of {len({name for (name, _), _ in order})} parts"
+          + (f", {total(here[key_of(config)] for config in todo)}" if todo else "")
           + (f", none started after {args.minutes:g} minutes" if todo and args.minutes else ""))
-    spent: list[float | None] = []
+    spent, told = [], set() # type: tuple[list[float | None], set[str]]
     for (name, ground), keys in order:
-        spent += [here[key] for key in keys]
-        print(f"  {name} on {'/'.join(ground)}: {len(keys)} runs more, settled after {total(spent) or 'none'}")
+        if name not in told: # what follows for the same part weighs more or less, but does not open it again
+            spent += [here[key] for key in keys]
+            print(f"  {name} on {'/'.join(ground)}: " + (f"{len(keys)} runs more" if keys else "the same runs")
+                  + f", settled after {total(spent) or 'no time'}")
+            told.add(name)
+    if len(spent) < len(todo):
+        print(f"  then {len(todo) - len(spent)} runs for the other grounds of the same parts")
     for task, problem in absent.items():
-        some = [name for name, ground in questions if any(key.task == task for key in questions[name, ground])]
-        if some:
-            print(f"not here: {', '.join(dict.fromkeys(some))} on {task}. {problem}")
-    if not todo or args.dry_run or not args.minutes:
-        print(*["give --minutes N to run them"] * bool(todo and not args.dry_run), sep="\n", end="\n" * bool(todo and not args.dry_run))
+        if some := dict.fromkeys(name for (name, _), keys in questions.items() if any(key.task == task for key in keys)):
+            print(f"not here: {', '.join(some)} on {task}. {problem}")
+    if not todo or args.dry_run:
+        return 0
+    if not args.minutes:
+        print("with --minutes N they are run, best first")
         return 0
     seconds = {key_of(config): second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
     swept = sweep(todo, store, args.jobs, expected=seconds, minutes=args.minutes)
-    after = rulings(store.runs(variant="*"), profile)
-    width = max(len("part"), *map(len, chosen))
-    print(f"{'part'.ljust(width)}  {'before'.ljust(14)}  now")
+    after = rulings(store.runs(variant="*"), profile, open_ones)
+    print("part  before  now")
     for name in dict.fromkeys(name for (name, _), _ in order):
         now = standing(after[name])
-        print(f"{name.ljust(width)}  {stands[name].verdict.ljust(14)}  {now.verdict} ({_grade(now)})")
+        print(f"{name.ljust(4)}  {OPEN.ljust(6)}  {now.verdict}, {_grade(now)}" + f", {now.missing} runs missing" * bool(now.missing))
     return 1 if swept.failed else 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-019
