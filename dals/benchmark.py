@@ -173,7 +173,7 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
             model = task.model()
         except Unavailable:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"the model function fails: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model function returns a {type(model).__name__}, not a torch.nn.Module.")
@@ -196,7 +196,7 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
         shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
         try:
             logits = task.logits(model, *inputs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"the model fails on a batch of {size} (inputs of shape {shown}): {type(error).__name__}: {error}") from error
         if not isinstance(logits, Tensor):
             raise ValueError(f"the model returns a {type(logits).__name__}, not a tensor of logits: pick them out in its forward.")
@@ -275,7 +275,7 @@ def load_task(
     try:
         with _fixed():
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error: # nothing in a file ends the whole program
         lines, trace = [], error.__traceback__
         while trace:
             lines += [trace.tb_lineno] * (trace.tb_frame.f_code.co_filename == str(file))
@@ -395,7 +395,7 @@ def table(
 def _colour(generation: str) -> str:
     "The colour of a generation (0 is the ink) in the style of now; a name such as C1 would be looked up when the picture is saved"
     from matplotlib.colors import to_hex
-    return to_hex("C6" if generation == "SOTA" else f"C{generation}")
+    return to_hex(f"C{generation}" if generation.isdecimal() else "C6")
 
 
 def _accuracy(value: Summary | None) -> str:
@@ -608,6 +608,10 @@ def benchmark(
     progress: Callable[[str], object] | None = print, # gets one line per finished run; None: silence
 ) -> Comparison: # raises `ValueError` with a sentence before anything is trained, `Unavailable` where data is missing
     "Train every strategy on a task, except for what the store has, and compare them"
+    if target is not None and not 0 <= target <= 100:
+        raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
+    if importlib.util.find_spec("scipy") is None:
+        raise ModuleNotFoundError("the intervals of the table need the package scipy: pip install 'dals[report]' brings it.", name="scipy")
     store, where = store or Store(), task if isinstance(task, str) else None
     task = load_task(task) if isinstance(task, str) else task
     wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)

@@ -23,10 +23,11 @@ from .optimizer import DALS, DALSAcc, DALSFast
 from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Composition, Plan, lookup
 
 # %% auto #0
-__all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'TOLERANCE', 'CLASSES', 'WORDS', 'by_update', 'counted_restarts',
-           'stlr_by_epoch', 'child_groups', 'groups_of', 'LateDecay', 'GrowingEpsRAdam', 'OuterTrustLARS',
-           'AdaptiveSAM', 'LateLookahead', 'FromZero', 'StaleFast', 'FromZeroFast', 'FromZeroStaleFast', 'LongAcc',
-           'released', 'Deviation', 'ToyModel', 'toy_model', 'relative_error', 'Replayed', 'replay']
+__all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'TOLERANCE', 'CLASSES', 'WORDS', 'NUMBERS', 'SETTING', 'SHAPE', 'by_update',
+           'counted_restarts', 'stlr_by_epoch', 'child_groups', 'groups_of', 'LateDecay', 'GrowingEpsRAdam',
+           'OuterTrustLARS', 'AdaptiveSAM', 'LateLookahead', 'FromZero', 'StaleFast', 'FromZeroFast',
+           'FromZeroStaleFast', 'LongAcc', 'released', 'Deviation', 'ToyModel', 'toy_model', 'relative_error',
+           'Replayed', 'misfit', 'replay']
 
 # %% ../nbs/08_released.ipynb #08_released-008
 def by_update(
@@ -569,9 +570,44 @@ def _replay_one(key: str, run: Mapping[str, Any], problem: Mapping[str, Any], sa
             result.note(what, error)
         if not sam:
             result.text = max(error for what, error in _walk(problem, run, text=True) if what == "parameters")
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        result.problem = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        result.problem = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     return result
+
+
+NUMBERS = "a number or a list of numbers"
+SETTING = "a number, a list of numbers, true, false or null"
+_RUN: dict[str, Any] = {
+    "optimizer": str, "grouping": str, "hyper": {"inner": {"*": SETTING}, "*": SETTING}, "lr": [NUMBERS], "phase": [NUMBERS],
+    "loss_ema": [NUMBERS], "loss_at_w": [NUMBERS], "loss_at_perturbed": [NUMBERS], "params": {"*": {"*": NUMBERS}},
+    "perturbed": {"*": {"*": NUMBERS}}}
+SHAPE: dict[str, Any] = {  # what the parts of a file are, where it has them; "*" is any other name
+    "problem": {"order": [str], "params0": {"*": NUMBERS}, "grads": [{"*": NUMBERS}], "losses": [NUMBERS]},
+    "runs": {"*": _RUN}, "sam": {"runs": {"*": _RUN}, "*": NUMBERS}}
+
+
+def misfit(
+    value: Any,  # a file of trajectories, or a part of it
+    shape: Any,  # `SHAPE`, or a part of it
+    where: str = "",  # the name of the part
+) -> str | None:  # None where everything fits
+    "The first part that is of another kind than it should be, in words."
+    if isinstance(shape, dict):
+        if not isinstance(value, Mapping):
+            return f"{where or 'it'} is no object with names"
+        parts = ((inner, shape.get(name, shape.get("*")), f"{where}.{name}" if where else name) for name, inner in value.items())
+        return next(filter(None, (misfit(*part) for part in parts if part[1] is not None)), None)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is no list"
+        return next(filter(None, (misfit(inner, shape[0], f"{where}[{place}]") for place, inner in enumerate(value))), None)
+    if shape is str:
+        return None if isinstance(value, str) else f"{where} is no text"
+    if shape is SETTING and (value is None or isinstance(value, bool)):
+        return None
+    if isinstance(value, list):
+        return next(filter(None, (misfit(inner, NUMBERS, where) for inner in value)), None)
+    return None if isinstance(value, (int, float)) and not isinstance(value, bool) else f"{where} is not {shape}"
 
 
 def replay(
@@ -580,6 +616,8 @@ def replay(
     "Walk every run of a file of trajectories with the released compositions, and compare."
     if not isinstance(document, Mapping) or not ({"problem", "runs"} <= set(document) or "sam" in document):
         raise ValueError("it holds no trajectories: they need the keys problem and runs, or sam")
+    if problem := misfit(document, SHAPE):
+        raise ValueError(problem)
     sam = document.get("sam", {})
     return [*(_replay_one(key, run, document.get("problem", {}), False) for key, run in document.get("runs", {}).items()),
             *(_replay_one(key, run, sam, True) for key, run in sam.get("runs", {}).items())]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'UPGRADES', 'REFRESH', 'STALE', 'Key', 'complete', 'key_of', 'NewerRecord', 'to_text', 'from_text',
            'write_new', 'Conflict', 'differences', 'settings', 'sign_of_life', 'claimed', 'project_root', 'Store',
-           'run_name', 'missing', 'run_one', 'Swept', 'duration', 'sweep', 'Summary', 'summary', 'prediction_interval',
-           'binomial_se']
+           'run_name', 'missing', 'run_one', 'Swept', 'duration', 'unguarded', 'sweep', 'Summary', 'summary',
+           'prediction_interval', 'binomial_se']
 
 # %% ../nbs/11_results.ipynb #11_results-002
+import ast
 import json
 import importlib.util
 import math
@@ -73,8 +74,8 @@ def key_of(
         key = Key(run.task, run.profile, run.protocol, run.strategy, run.seed, run.variant)
     for part, value in key._asdict().items():
         if part == "seed":
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"a seed is a whole number from 0 up, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2 ** 64:
+                raise ValueError(f"a seed is a whole number from 0 up, of at most 64 bits, not {value!r}")
         elif part == "variant" and value is None:
             continue
         elif not isinstance(value, str) or not value or value.startswith(".") or set(value) & set("/\\\0"):
@@ -549,6 +550,22 @@ def run_one(
 _alone = threading.Lock() # a run uses torch's global random generators: one at a time in a process
 
 
+class _Late(Exception):
+    "The time is up: this run is not started."
+
+
+@dataclass
+class _InTime:
+    "What a worker does, until the time is up."
+    run: Callable[[Mapping[str, Any]], Run]
+    until: float # seconds since the epoch
+
+    def __call__(self, config: Mapping[str, Any]) -> Run:
+        if time.time() >= self.until:
+            raise _Late
+        return self.run(config)
+
+
 def _words(done: Run) -> dict[str, Any]:
     return {"best": done.best_accuracy, "final": done.final_accuracy, "seconds": done.seconds, "diverged": done.diverged}
 
@@ -576,6 +593,8 @@ def _work(run: Callable[[Mapping[str, Any]], Run], config: dict[str, Any], store
                     done = run(config)
                     store.put(done)
                 return _words(done)
+        except _Late:
+            return {"late": True}
         except Exception as error:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
             return _trace(store, config, f"{reason}\n{traceback.format_exc()}")
@@ -716,6 +735,7 @@ class Swept:
     skipped: list[Key] = field(default_factory=list) # the store had them
     failed: dict[Key, str] = field(default_factory=dict) # with the reason, and the traceback below it
     elsewhere: list[Key] = field(default_factory=list) # at work in another sweep on this store when this one ended
+    late: list[Key] = field(default_factory=list) # not started, since the time was up
 
 
 def duration(
@@ -725,6 +745,19 @@ def duration(
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def unguarded() -> bool:
+    "Whether the call came from a script's top level, not below `if __name__ == ...`: a worker, which imports the script, would repeat it."
+    frame = sys._getframe()
+    while frame.f_back and (frame.f_code.co_name, frame.f_globals.get("__name__")) != ("<module>", "__main__"):
+        frame = frame.f_back
+    script = Path(frame.f_code.co_filename)
+    if frame.f_globals.get("__name__") != "__main__" or not script.is_file(): # a cell, a line of an interpreter
+        return False
+    before = [node for node in ast.walk(ast.parse(script.read_bytes())) if getattr(node, "lineno", math.inf) <= frame.f_lineno]
+    names = {getattr(node, "id", None) for one in before if isinstance(one, ast.Compare) for node in ast.walk(one)}
+    return "__name__" not in names and not any(getattr(node, "attr", getattr(node, "id", "")) == "parent_process" for node in before)
 
 
 def _bar(total: int) -> Any: # a tqdm bar, or None where nobody would see one
@@ -745,13 +778,21 @@ def sweep(
     run: Callable[[Mapping[str, Any]], Run] = run_one, # what a worker does; importable by name
     executor: Executor | None = None, # takes the runs in place of the pool, and stays open; its workers reach the store's folders
     expected: Mapping[Key, float] | None = None, # seconds that runs are thought to take, for the time left
+    minutes: float | None = None, # no run is started later than that; those at work come to their end
 ) -> Swept: # raises for unknown names before anything runs; a run that fails is reported at the end
     "Run what is missing in a pool of single-thread processes. A run is stored as soon as it ends, so a later call goes on from there."
     if jobs < 1:
         raise ValueError(f"jobs is the number of processes, at least 1, not {jobs}")
+    if minutes is not None:
+        if not 0 <= minutes < math.inf:
+            raise ValueError(f"minutes is a time, a number from 0 up, not {minutes}")
+        run = _InTime(run, time.time() + 60 * minutes)
     configs = [complete(config) for config in configs]
     store.clean()
     todo = missing(configs, store, only_local)
+    if todo and executor is None and unguarded():
+        raise RuntimeError("a worker process imports the script that started it, and would come to this call once more: put what the "
+                           'script does below `if __name__ == "__main__":`')
     left, total = {key_of(config): config for config in todo}, len(todo)
     swept = Swept(skipped=[key for key in dict.fromkeys(map(key_of, configs)) if key not in left])
     bar = _bar(total) if progress is print else None
@@ -792,6 +833,9 @@ def sweep(
             others[key] = left[key]
             return
         del left[key]
+        if "late" in answer:
+            swept.late.append(key)
+            return
         if "error" in answer:
             swept.failed[key] = answer["error"]
             text = "FAILED, " + answer["error"].splitlines()[0]
@@ -843,6 +887,8 @@ def sweep(
     if left:
         runs = "1 run is" if len(left) == 1 else f"{len(left)} runs are"
         say(f"{runs} at work in another sweep on this store; the same call, later, finds what came out or does what is missing then")
+    if swept.late:
+        say(f"the {minutes:g} minutes are up: {len(swept.late)} of {total} runs were not started; the same call, later, goes on from here")
     for key, error in swept.failed.items():
         say(f"failed: {run_name(key)}\n{error}")
     return swept

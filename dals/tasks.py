@@ -162,9 +162,9 @@ def get_task(name: str) -> Task: # raises `ValueError` that names the tasks
     task = lookup(TASKS, base, "task")
     if not mark:
         return task
-    if task.draw is None or not number.isdecimal() or int(number) < 1:
+    if task.draw is None or not (number.isascii() and number.isdecimal()) or len(number) > 9 or number[0] == "0":
         drawn = " or ".join(other for other, task in TASKS.items() if task.draw)
-        raise ValueError(f"There is no task {name!r}: before '+draw-' stands {drawn}, behind it a number from 1 up.")
+        raise ValueError(f"There is no task {name!r}: before '+draw-' stands {drawn}, behind it a number from 1 up, of at most 9 digits.")
     draw = task.draw
     return replace(task, name=name, read=lambda budget: draw(int(number)))
 

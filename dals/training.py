@@ -136,8 +136,8 @@ def find_device(
     "A device that is really there"
     try:
         place = torch.device(device or "cpu")
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=place).item() # a device that cannot say what it holds cannot train
+    except (RuntimeError, AssertionError, ImportError) as error:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise ValueError(f"There is no device {str(device)!r} on this machine. Known: {here}.") from error
     return place

@@ -1,19 +1,24 @@
 """The program from outside: what it refuses, what it survives, and what it leaves behind."""
 
+import contextlib
+import copy
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from dals import tasks
+from dals import __version__, cli, results, tasks
 from dals.cli import columns, cost, expected, main, parse_seeds, parser, plan, seeds_text
 from dals.released import VARIANTS
 from dals.results import Store, claimed, run_one
@@ -246,7 +251,7 @@ def test_starting_is_light():
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark"):
+    for command in ("reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark", "decide"):
         with pytest.raises(SystemExit) as done:
             parser().parse_args([command, "--help"])
         assert done.value.code == 0 and f"dals {command}" in capsys.readouterr().out
@@ -325,11 +330,12 @@ def test_the_cost_of_a_run_comes_from_the_nearest_records(root):
     [smoke] = plan(["synthetic"], ["AdamW"], [0], profile="smoke")
     [full] = plan(["synthetic"], ["AdamW"], [0], profile="paper")
     work = 80 * (6400 + 1600 / 3) / (2 * (512 + 512 / 3))
-    far = timed(1.0, device="abacus")
-    assert expected([smoke, full], []) == [None, None]
+    far = timed(1.0, device="cpu (abacus)")
+    assert expected([smoke, full], []) == [None, None] == expected([smoke, full], [timed(1.0, device="cuda (abacus)")])
     assert expected([smoke, full], [far]) == pytest.approx([1.0, work])
-    assert expected([full], [far, timed(300.0, device="abacus", profile="paper")]) == [300.0] # its profile before others
-    assert expected([full], [timed(3.0), timed(300.0, device="abacus", profile="paper")]) == pytest.approx([3 * work]) # our device first
+    assert expected([full], [far, timed(300.0, device="cpu (abacus)", profile="paper")]) == [300.0] # its profile before others
+    older = timed(300.0, device="cpu (abacus)", profile="paper")
+    assert expected([full], [timed(3.0), older]) == pytest.approx([3 * work]) # our device first
     assert expected([smoke], [far, timed(3.0, strategy="SAM"), timed(9.0, strategy="gone"), timed(9.0, task="gone")]) == [1.5]
     assert cost([smoke, smoke, {**smoke, "task": "synthetic-released"}], [timed(2.0), timed(4.0)]) == (6.0, 1)
 
@@ -339,3 +345,281 @@ def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch
     assert main(["train", "--task", "synthetic", "--profile", "smoke", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"]) == 2
     out, err = capsys.readouterr()
     assert err == "dals: --engine dask needs the package distributed: pip install '.[cluster]' brings it\n" and not records(root)
+
+
+OWN = """
+import torch
+from torch import nn
+from dals.benchmark import own_task
+x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+task = own_task("mine", lambda: nn.Linear(4, 3), (x[:24], x[:24, :3].argmax(1)), (x[24:], x[24:, :3].argmax(1)), epochs=1, batch_size=8)
+"""
+FILES = {"own.py": OWN, "exits.py": "import sys\nsys.exit(3)\n", "leaves.py": "raise SystemExit('for lunch')\n", "raises.py": "1 / 0\n",
+         "empty.py": "", "runs_null.json": '{"problem": {}, "runs": null}', "sam_list.json": '{"sam": []}', "number.json": "7",
+         "deep.json": "[" * 100_000, "half.json": '{"runs": ', "latin.json": b"{\xff}", "file": "of a user",
+         "digits.json": '{"problem": {"losses": [' + "9" * 5000 + ']}, "runs": {}}'}
+
+
+@pytest.fixture
+def files(root) -> Path:
+    for name, text in FILES.items():
+        (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+@pytest.mark.parametrize("words, says", [
+    ("train --task synthetic --seeds ,", "',' names no seed"),
+    ("train --task synthetic --seeds ''", "names no seed"),
+    ("status --seeds ,", "names no seed"),
+    ("benchmark own.py:task --seeds ' , '", "names no seed"),
+    ("train --task synthetic --seeds 0-9999999999 --dry-run", "more than the 1000 seeds"),
+    ("train --task synthetic --seeds 0-600 2000-2600 --dry-run", "more than the 1000 seeds"),
+    ("status --seeds 0-9999999999", "more than the 1000 seeds"),
+    ("train --task synthetic --seeds 99999999999999999999999 --strategy Adam --profile smoke", "beyond the 64 bits"),
+    ("benchmark own.py:task --seeds 18446744073709551616", "beyond the 64 bits"),
+    (f"train --task synthetic --seeds {'9' * 5000}", "is no seed"),
+    ("train --task synthetic --device meta --profile smoke --strategy Adam", "no device 'meta' on this machine. Known: cpu"),
+    ("tune --task synthetic --device meta --profile smoke", "no device 'meta'"),
+    ("benchmark own.py:task --device meta", "no device 'meta'"),
+    ("train --task synthetic --device hpu", "no device 'hpu'"),
+    ("train --task synthetic+draw-99999999999999999999 --profile smoke --strategy Adam", "of at most 9 digits"),
+    ("train --task synthetic+draw-01", "a number from 1 up"),
+    ("train --task trec6+draw-1", "before '+draw-' stands synthetic"),
+    ("publish --task nosuch", "no task 'nosuch'"),
+    ("publish --profile nosuch", "no profile 'nosuch'"),
+    ("publish --protocol nosuch", "no protocol 'nosuch'"),
+    ("publish --strategy nosuch", "no strategy 'nosuch'"),
+    ("replay runs_null.json", "runs is no object with names"),
+    ("replay sam_list.json", "sam is no object with names"),
+    ("replay number.json", "holds no trajectories"),
+    ("replay deep.json", "deep.json is no file of trajectories"),
+    ("replay half.json", "half.json is no file of trajectories"),
+    ("replay latin.json", "latin.json is no file of trajectories"),
+    ("replay digits.json", "digits.json is no file of trajectories"),
+    ("replay .", "cannot read ."),
+    ("benchmark exits.py:task", "exits.py, line 2: SystemExit: 3"),
+    ("benchmark leaves.py:task", "leaves.py, line 1: SystemExit: for lunch"),
+    ("benchmark raises.py:task", "raises.py, line 1: ZeroDivisionError"),
+    ("benchmark empty.py:task", "empty.py makes no task"),
+    ("benchmark own.py:tusk", "Did you mean 'task'?"),
+    ("benchmark own.py:task --strategy Adm", "Did you mean 'Adam'?"),
+    ("benchmark own.py:task --profile nosuch", "no profile 'nosuch'"),
+    ("benchmark own.py:task --protocol nosuch", "no protocol 'nosuch'"),
+    ("benchmark own.py:task --target nan --strategy Adam --seeds 0 --profile smoke", "from 0 to 100, not nan"),
+    ("benchmark own.py:task --target -1", "from 0 to 100, not -1"),
+    ("benchmark own.py:task --target inf", "from 0 to 100, not inf"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out file", "cannot write into file"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out file/below", "cannot write into file/below"),
+    (f"benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out {'x' * 300}", "cannot write into"),
+    ("train --task synthetic --minutes nan", "nan is no positive number"),
+    ("train --task synthetic --minutes 0", "0 is no positive number"),
+    ("train --task synthetic --minutes inf", "inf is no positive number"),
+    ("train --task synthetic --minutes soon", "argument --minutes"),
+    ("verify --within nan", "nan is no positive number"),
+    ("train --task synthetic --jobs 99999999", "at most 1024"),
+])
+def test_what_cannot_work_is_refused_before_anything_is_done(files, capsys, words, says):
+    assert main(shlex.split(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dals: ") and err.count("\n") == 1 and says in err
+    assert {path.name for path in files.iterdir()} <= {"settings.ini", "__pycache__", *FILES}
+
+
+def golden() -> dict:
+    return json.loads((Path(__file__).parent / "golden.json").read_text())
+
+
+@pytest.mark.parametrize("where, value", [ # the five that were found, and others of their kind
+    (("runs", "FixedLRSGD"), -1), (("runs", "CosineAnnealingSGD"), [1, [2]]), (("sam", "runs"), ["a"]),
+    (("runs", "FixedLRSGD_plain"), True), (("runs", "CosineAnnealingSGD", "grouping"), None), (("runs",), -1), (("problem",), [1]),
+    (("problem", "grads"), {}), (("problem", "grads", 3), "steep"), (("problem", "order"), [["a"]]),
+    (("problem", "params0", "layer0.weight"), None), (("problem", "losses"), 0.5), (("problem", "losses", 2), {}),
+    (("runs", "AdamW", "hyper"), 1e9), (("runs", "AdamW", "hyper", "lr"), "fast"),
+    (("runs", "Lookahead_AdamW", "hyper", "inner"), []), (("runs", "Lion", "params"), []), (("runs", "Lion", "params", "5"), "far"),
+    (("runs", "Lion", "lr"), 0.1), (("runs", "DALS_wd", "phase"), "two"), (("runs", "Lion", "optimizer"), 3),
+    (("sam", "runs", "SAM_adaptive", "loss_at_w"), {}), (("sam", "A"), "matrix"), (("sam", "runs", "SAM_adaptive", "perturbed"), 1)])
+def test_a_file_of_trajectories_with_a_part_of_another_kind_is_one_sentence(root, capsys, where, value):
+    document = golden()
+    part = document
+    for name in where[:-1]:
+        part = part[name]
+    part[where[-1]] = value
+    Path("case.json").write_text(json.dumps(document))
+    assert main(["replay", "case.json"]) == 2
+    out, err = capsys.readouterr()
+    name = str(where[-1] if isinstance(where[-1], str) else where[-2])
+    assert out == "" and err.count("\n") == 1 and "case.json is no file of trajectories" in err and name in err
+
+
+def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
+    draw = random.Random(20)
+    junk = [None, True, -1, 0, 1e300, float("nan"), 10 ** 400, "", "\ud800", "layer0.weight", [], [[]], [1, [2]], {}, {"a": 1}, [None]]
+
+    def inner(value, depth):
+        places = [(value, key) for key in (value if isinstance(value, dict) else range(len(value)))]
+        container, key = draw.choice(places)
+        below = container[key]
+        return inner(below, depth - 1) if depth and isinstance(below, (dict, list)) and below else (container, key)
+    statuses, whole = [], golden()
+    for _ in range(200):
+        one, sam = draw.choice(sorted(whole["runs"])), draw.choice(sorted(whole["sam"]["runs"])) # a run of each kind is enough
+        document = copy.deepcopy({"problem": {**whole["problem"], "grads": whole["problem"]["grads"][:draw.choice((2, 5))]},
+                                  "runs": {one: whole["runs"][one]}, "sam": {**whole["sam"], "runs": {sam: whole["sam"]["runs"][sam]}}})
+        for _ in range(draw.choice((1, 1, 2, 4))):
+            container, key = inner(document, draw.randrange(6))
+            what = draw.randrange(3)
+            if what == 0:
+                del container[key]
+            elif what == 1 and isinstance(container, dict):
+                container[draw.choice(["", "a.b", "lr", "runs", "\ud800\n"])] = container.pop(key)
+            else:
+                container[key] = draw.choice(junk)
+        text = json.dumps(document)
+        Path("mutant.json").write_text(text[:draw.randrange(len(text))] if draw.random() < 0.05 else text)
+        start = time.monotonic()
+        statuses.append(main(["replay", "mutant.json"]))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err and "should not have happened" not in err and time.monotonic() - start < 30, text[:2000]
+        assert err.count("\n") == (statuses[-1] == 2)
+    assert {0, 1, 2} == set(statuses) and min(map(statuses.count, (1, 2))) > 20
+
+
+def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
+    draw = random.Random(21)
+    monkeypatch.setattr(results, "sweep", lambda *args, **more: results.Swept()) # training is for other tests;
+    monkeypatch.setattr(sys.modules["dals.benchmark"], "sweep", results.sweep) # what is planned, refused and printed is real
+    monkeypatch.setattr("dals.tuning.tune", lambda *args, **more: [])
+    monkeypatch.setattr(cli, "run_notebooks", lambda *args: {})
+    names = ["synthetic", "synthetic-released", "synthetic+draw-3", "synthetic+draw-0", "synthetic+validation", "nosuch", "", "..", "a/b",
+             "mine", "DALS", "Fixed SGD", "*", "\xe9\xb1\ud800", "0", "-1", "1e9", "nan", "inf", "9" * 30, "0-3", "3-0", "0-" + "9" * 12,
+             ",", "smoke", "cpu", "paper", "released", "tuned", "own.py:task", "exits.py:task", "file", "own.py", "sam_list.json", "meta",
+             "cpu:1", "seeds=[0,1]", "seeds='[0,1]'", "tasks=5", "profile=x", "=", "published=nowhere", "table2", "C4", "C99", "\n",
+             "x" * 400, "--", "undo stale filter"]
+    options = ["--task", "--strategy", "--seeds", "--profile", "--protocol", "--device", "--jobs", "--minutes", "--out", "--only", "-p",
+               "-n", "--within", "--pick", "--variant", "--target", "--engine", "--scheduler", "--dry-run", "--fast", "--color"]
+    commands = ["reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark", "decide"]
+    valid = {"train": ["--task", "synthetic", "--profile", "smoke"], "tune": ["--task", "synthetic", "--profile", "smoke"],
+             "replay": ["sam_list.json"], "benchmark": ["own.py:task", "--profile", "smoke"]}
+    seen = set()
+    for number in range(150):
+        command = commands[number % len(commands)]
+        words = [command, *(valid.get(command, []) if draw.random() < 0.7 else [])]
+        for _ in range(draw.randrange(4)):
+            option = draw.choice(options)
+            words += [option, *draw.sample(names, draw.choice((0, 1, 1, 2)))]
+        if command in ("train", "tune", "decide", "benchmark") and draw.random() < 0.5:
+            words.append("--dry-run")
+        start = time.monotonic()
+        status = main(words)
+        out, err = capsys.readouterr()
+        seen.add(status)
+        assert status in (0, 1, 2) and "Traceback" not in out + err, words
+        assert "should not have happened" not in err and time.monotonic() - start < 30, (words, err)
+        assert status != 2 or [line for line in err.splitlines() if not line.startswith("warning")][-1].startswith("dals: "), words
+    assert {0, 2} <= seen
+
+
+def test_what_nobody_foresaw_is_one_sentence_and_debug_shows_where(root, capsys, monkeypatch):
+    def fails(error):
+        def status(args):
+            raise error
+        monkeypatch.setattr(cli, "status", status)
+    fails(KeyError("the\ngarden"))
+    assert main(["status"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "KeyError" in err and "--debug" in err
+    for words in (["--debug", "status"], ["status", "--debug"]):
+        assert main(words) == 1
+        err = capsys.readouterr().err
+        assert "Traceback" in err and "raise error" in err and err.splitlines()[-1].startswith("dals: ")
+    for error, status, says in ((PermissionError(13, "Permission denied", "_results"), 2, "dals: Permission denied: _results\n"),
+                                (OSError(28, "No space left on device"), 2, "dals: No space left on device\n"),
+                                (KeyboardInterrupt(), 130, "dals: interrupted; the same command goes on from here\n"),
+                                (BrokenPipeError(32, "Broken pipe"), 2, "dals: Broken pipe\n"), # not of our output, which is read
+                                (ModuleNotFoundError("no tqdm", name="tqdm"), 2,
+                                 "dals: this command needs the package tqdm: pip install '.[all]' brings it\n")):
+        fails(error)
+        assert main(["status"]) == status and capsys.readouterr().err == says
+    fails(SystemExit(7))
+    with pytest.raises(SystemExit) as left:
+        main(["status"])
+    assert left.value.code == 7
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0 and capsys.readouterr().out == f"dals {__version__}\n"
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_who_has_read_enough_hears_nothing_more(root, lines):
+    program = subprocess.Popen([*DALS, "status"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(lines):
+        assert program.stdout.readline()
+    program.stdout.close()
+    assert program.stderr.read() == "" and program.wait(60) == 141
+
+
+def test_a_terminal_without_our_letters_gets_others_and_the_table(files):
+    done = subprocess.run([*DALS, "benchmark", "own.py:task", "--strategy", "Adam", "DALS", "--seeds", "0-2", "--jobs", "1"],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "+-" in done.stdout and "3 common seeds" in done.stdout and done.stdout.isascii()
+
+
+def test_parameters_that_would_show_an_empty_page_are_refused(root, capsys):
+    experiment(root, "table2_benchmark.ipynb", "1", "tasks = None\nseeds = None\nprofile = ''\npublished = ''\nlocal = ''\nout = ''")
+    for given, says in (('seeds="[0,1]"', "seeds is a list of seeds"), ("seeds=3", "3 is no list"),
+                        ("seeds=[-1]", "a seed is a whole number"),
+                        ("seeds=[true]", "a seed is a whole number"), ("tasks=synthetic", "'synthetic' is no list"),
+                        ('tasks=["syntetic"]', "Did you mean 'synthetic'?"), ("profile=huge", "no profile 'huge'"),
+                        ("profile=5", "no profile"),
+                        ("published=nowhere", f"no record in {root / 'nowhere'}"), ("local=settings.ini", "no record in"),
+                        ("published=[1]", "the folder of a store")):
+        assert main(["report", "--only", "table2", "-p", given]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and says in err, err
+    assert not (root / "_reproduced").exists()
+    Store().put(run_one({"task": "synthetic", "strategy": "Adam", "profile": "smoke"}))
+    cli._check_parameters({"local": "_results", "seeds": [0], "tasks": ["synthetic", "synthetic+draw-3"], "profile": "smoke"})
+    cli._check_parameters({"seeds": None, "tasks": None, "cut_task": "x"})
+
+
+def test_status_names_the_folders_that_it_read(root, capsys):
+    assert main(["status", "--task", "synthetic"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "profile paper, protocol paper, records from results and _results"
+
+
+def test_own_tasks_can_be_published_by_name(files, capsys):
+    words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "0", "--profile", "smoke", "--jobs", "1"]
+    assert main(words) == 0 and main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
+    assert "published 1 records" in capsys.readouterr().out
+    assert main(["publish", "--task", "synthetic+draw-3"]) == 0 # a name that there is, without records
+
+
+def test_train_stops_starting_when_the_minutes_are_up_and_goes_on(root, capsys, monkeypatch):
+    words = ["train", "--task", "synthetic", "--strategy", "Adam", "DALS", "--seeds", "0-2", "--profile", "smoke", "--jobs", "1"]
+    now = [0.0, 10.0, 59.9, *[60.0] * 4, 0.0, *[1.0] * 4] # the call, then a look before each run; and the second call
+    clock = SimpleNamespace(**{**vars(time), "time": lambda: now.pop(0)})
+    sweep = results.sweep
+
+    def pool(*args, **more):
+        with ThreadPoolExecutor(1) as executor, monkeypatch.context() as patch:
+            patch.setattr(results, "time", clock)
+            patch.setattr(results, "claimed", lambda claim: contextlib.nullcontext(True))
+            patch.setattr(Store, "clean", lambda self: 0)
+            return sweep(*args, **{**more, "executor": executor})
+    monkeypatch.setattr(results, "sweep", pool)
+    assert main([*words, "--minutes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "6 of 6 runs to do" in out and "none started after 1 minutes" in out
+    assert "the 1 minutes are up: 4 of 6 runs were not started; the same call, later, goes on from here" in out and len(records(root)) == 2
+    assert main([*words, "--minutes", "30"]) == 0
+    assert "4 of 6 runs to do" in capsys.readouterr().out and len(records(root)) == 6
+
+
+def test_the_limit_holds_in_processes_too(root, capsys):
+    words = ["train", "--task", "synthetic", "--strategy", "Adam", "--seeds", "0-3", "--profile", "smoke", "--jobs", "2"]
+    assert main([*words, "--minutes", "0.0001"]) == 0
+    assert "4 of 4 runs were not started" in capsys.readouterr().out and not records(root) and not list(root.rglob("*.failed"))
