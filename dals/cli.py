@@ -214,10 +214,12 @@ def _check_data(configs: Iterable[Mapping[str, Any]]) -> None:
             raise Refused(problem)
 
 
-def _missing(configs: Sequence[Mapping[str, Any]], store: "Store", only_local: bool = False) -> list[dict[str, Any]]:
+def _missing(
+    configs: Sequence[Mapping[str, Any]], store: "Store", only_local: bool = False, again: bool = False,
+) -> list[dict[str, Any]]:
     from dals.results import Conflict, missing
     try:
-        return missing(configs, store, only_local)
+        return missing(configs, store, only_local, again)
     except Conflict as error:
         raise Refused(str(error)) from None
 
@@ -279,14 +281,16 @@ def engine(
 
 def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
-    from dals.results import Store, key_of, sweep
+    from dals.results import Store, code_notes, key_of, sweep
     store = Store()
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
-    todo = _missing(configs, store)
+    todo = _missing(configs, store, again=args.again)
     runs = store.runs(variant="*")
     one = args.engine == "dask" # how many share the work is the cluster's business
     print(f"{len(todo)} of {len(configs)} runs to do, {'by one worker ' * one}{cost_text(todo, runs, 1 if one else args.jobs)}" if todo
           else f"nothing to do: all {len(configs)} runs are in the store")
+    for note in code_notes(runs, configs):
+        print(f"note: {note}")
     if args.dry_run:
         print(*plan_text(todo, runs), sep="\n", end="\n" if todo else "")
         return 0
@@ -295,7 +299,7 @@ def train(args: argparse.Namespace) -> int:
     _check_data(todo)
     seconds = {key_of(config): second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
     with engine(args.engine, args.scheduler) as executor:
-        return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds).failed else 0
+        return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds, again=args.again).failed else 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-013
 def columns(
@@ -323,7 +327,7 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
 
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
-    from dals.results import Store, run_name
+    from dals.results import Store, code_notes, run_name
     from dals.strategies import STRATEGIES
     store, wanted = Store(), parse_seeds(args.seeds)
     everything = store.runs(variant="*")
@@ -372,6 +376,8 @@ def status(args: argparse.Namespace) -> int:
     for key, reason in failed.items():
         if key.task in tasks:
             print(f"failed: {run_name(key)}: {reason}")
+    for note in code_notes(run for run in runs if run.task in tasks):
+        print(f"note: {note}")
     return 0
 
 
@@ -694,6 +700,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--engine", choices=("pool", "dask"), default="pool", help="who runs the runs: processes here, or a dask cluster")
     sub.add_argument("--scheduler", metavar="ADDRESS", help="of the dask scheduler, such as tcp://10.0.0.1:8786")
     place(sub)
+    sub.add_argument("--again", action="store_true", help="redo, too, what today's code might not repeat; old local records step aside")
     sub.add_argument("--dry-run", action="store_true", help="print the plan and its cost only")
     sub = add(status, "show which cells of the table are complete, at work, failed or missing, and what the missing ones cost")
     sub.add_argument("--task", nargs="+", metavar="T", help="names of tasks; what fills each column of the paper if left out")
@@ -760,11 +767,11 @@ def main(
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("dals"):
             print(f"dals: this command needs the package {error.name}: pip install '.[all]' brings it", file=sys.stderr)
             return 2
-        from dals.results import Conflict, NewerRecord
-        if not isinstance(error, (Conflict, NewerRecord)):
+        from dals.results import Conflict, NewerRecord, StoreError
+        if not isinstance(error, (Conflict, NewerRecord, StoreError)):
             raise
         print(f"dals: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, StoreError) else 1
 
 # %% ../nbs/14_cli.ipynb #14_cli-032
 if __name__ == "__main__" and "__file__" in globals():

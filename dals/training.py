@@ -240,13 +240,13 @@ def _trajectory(
     protocol: str, # whose form of it
     hyperparameters: dict[str, Any], # all of them
 ) -> list[str]: # every number of the history, then every weight
-    "24 steps of a strategy on a toy problem, to six digits"
+    "24 steps of a strategy on a toy problem, to seven digits"
     wave = torch.arange(1.0, 200.0, dtype=torch.float64, device="cpu").sin()
     split = Split((wave[:18].view(6, 3),), torch.tensor([0, 1, 0, 1, 1, 0]))
     toy = replace(get_task("synthetic"), name="toy", classes=2, augment=None)
-    model = mlp(3, 3, 2, 2).double()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(0) # of the order
+        model = mlp(3, 3, 2, 2).double()
         with torch.no_grad():
             for i, p in enumerate(model.parameters()):
                 p.copy_(wave[20 * i + 19:20 * i + 19 + p.numel()].view_as(p))
@@ -254,7 +254,7 @@ def _trajectory(
                                               **hyperparameters)
         history, _ = train_epochs(toy, model, optimizer, scheduler, split, split, 12, 3)
     numbers = [value for row in history for value in row.values()] + [w for p in model.parameters() for w in p.flatten().tolist()]
-    return [f"{number:.6g}" for number in numbers]
+    return [f"{number:.7g}" for number in numbers]
 
 
 def behaviour(
