@@ -285,6 +285,8 @@ def train(args: argparse.Namespace) -> int:
     store = Store()
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
     todo = _missing(configs, store, again=args.again)
+    if todo and not args.dry_run:
+        store.prepare()
     runs = store.runs(variant="*")
     one = args.engine == "dask" # how many share the work is the cluster's business
     print(f"{len(todo)} of {len(configs)} runs to do, {'by one worker ' * one}{cost_text(todo, runs, 1 if one else args.jobs)}" if todo

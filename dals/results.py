@@ -6,9 +6,11 @@
 __all__ = ['SCHEMA', 'UPGRADES', 'PATIENCE', 'Key', 'complete', 'key_of', 'NewerRecord', 'to_text', 'shown', 'from_text',
            'StoreError', 'read_file', 'write_new', 'Conflict', 'differences', 'settings', 'run_name', 'Cell', 'cell_of',
            'codes', 'mixed', 'outdated', 'code_notes', 'holder', 'claimed', 'project_root', 'Store', 'missing',
-           'run_one', 'Swept', 'duration', 'sweep', 'Summary', 'summary', 'prediction_interval', 'binomial_se']
+           'run_one', 'Swept', 'duration', 'unguarded', 'sweep', 'Summary', 'summary', 'prediction_interval',
+           'binomial_se']
 
 # %% ../nbs/11_results.ipynb #11_results-002
+import ast
 import errno
 import importlib.util
 import itertools
@@ -816,6 +818,22 @@ def run_one(
 _alone = threading.Lock() # a run uses torch's global random generators: one at a time in a process
 
 
+class _Late(Exception):
+    "The time is up: this run is not started."
+
+
+@dataclass
+class _InTime:
+    "What a worker does, until the time is up."
+    run: Callable[[Mapping[str, Any]], Run]
+    until: float # seconds since the epoch
+
+    def __call__(self, config: Mapping[str, Any]) -> Run:
+        if time.time() >= self.until:
+            raise _Late
+        return self.run(config)
+
+
 def _words(done: Run) -> dict[str, Any]:
     return {"best": done.best_accuracy, "final": done.final_accuracy, "seconds": done.seconds, "diverged": done.diverged}
 
@@ -860,6 +878,8 @@ def _work(
         try:
             with claimed(store.claim(config)) as ours:
                 return _words(_stored(run, config, store, only_local, again)) if ours else {"elsewhere": True}
+        except _Late:
+            return {"late": True}
         except Exception as error:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
             return _trace(store, config, f"{reason}\n{traceback.format_exc()}")
@@ -1007,6 +1027,7 @@ class Swept:
     skipped: list[Key] = field(default_factory=list) # the store had them
     failed: dict[Key, str] = field(default_factory=dict) # with the reason, and the traceback below it
     elsewhere: list[Key] = field(default_factory=list) # at work in another sweep on this store when this one ended
+    late: list[Key] = field(default_factory=list) # not started, since the time was up
 
 
 def duration(
@@ -1016,6 +1037,19 @@ def duration(
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def unguarded() -> bool:
+    "Whether the call came from a script's top level, not below `if __name__ == ...`: a worker, which imports the script, would repeat it."
+    frame = sys._getframe()
+    while frame.f_back and (frame.f_code.co_name, frame.f_globals.get("__name__")) != ("<module>", "__main__"):
+        frame = frame.f_back
+    script = Path(frame.f_code.co_filename)
+    if frame.f_globals.get("__name__") != "__main__" or not script.is_file(): # a cell, a line of an interpreter
+        return False
+    before = [node for node in ast.walk(ast.parse(script.read_bytes())) if getattr(node, "lineno", math.inf) <= frame.f_lineno]
+    names = {getattr(node, "id", None) for one in before if isinstance(one, ast.Compare) for node in ast.walk(one)}
+    return "__name__" not in names and not any(getattr(node, "attr", getattr(node, "id", "")) == "parent_process" for node in before)
 
 
 def _bar(total: int) -> Any: # a tqdm bar, or None where nobody would see one
@@ -1104,13 +1138,16 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _last_words(swept: Swept, store: Store) -> Iterator[str]:
+def _last_words(swept: Swept, store: Store, minutes: float | None) -> Iterator[str]:
     "What is left to say when a sweep ends."
     if swept.elsewhere:
         runs = "1 run is" if len(swept.elsewhere) == 1 else f"{len(swept.elsewhere)} runs are"
         who = holder(store.claim(swept.elsewhere[0])) or "ended just now"
         yield (f"{runs} at work in another sweep on this store ({who}); the same call, later, finds what came out or does what is "
                "missing then")
+    if swept.late:
+        total = sum(map(len, (swept.finished, swept.failed, swept.elsewhere, swept.late)))
+        yield f"the {minutes:g} minutes are up: {len(swept.late)} of {total} runs were not started; the same call, later, goes on from here"
     for key, error in swept.failed.items():
         yield f"failed: {run_name(key)}\n{error}"
 
@@ -1124,13 +1161,21 @@ def sweep(
     run: Callable[[Mapping[str, Any]], Run] = run_one, # what a worker does; importable by name
     executor: Executor | None = None, # takes the runs in place of the pool, and stays open; its workers reach the store's folders
     expected: Mapping[Key, float] | None = None, # seconds that runs are thought to take, for the time left
+    minutes: float | None = None, # no run is started later than that; those at work come to their end
     again: bool = False, # True: run, too, what today's code might not repeat; the new record takes the place of a local one
 ) -> Swept: # raises for unknown names, and StoreError, before anything runs; a run that fails is reported at the end
     "Run what is missing in a pool of single-thread processes. A run is stored as soon as it ends, so a later call goes on from there."
     if jobs < 1:
         raise ValueError(f"jobs is the number of processes, at least 1, not {jobs}")
+    if minutes is not None:
+        if not 0 <= minutes < math.inf:
+            raise ValueError(f"minutes is a time, a number from 0 up, not {minutes}")
+        run = _InTime(run, time.time() + 60 * minutes)
     keys = list(dict.fromkeys(map(key_of, configs := [complete(config) for config in configs])))
     todo = missing(configs, store, only_local, again)
+    if todo and executor is None and unguarded():
+        raise RuntimeError("a worker process imports the script that started it, and would come to this call once more: put what the "
+                           'script does below `if __name__ == "__main__":`')
     if todo:
         store.prepare()
         store.clean()
@@ -1144,6 +1189,10 @@ def sweep(
     def note(config: dict[str, Any], answer: dict[str, Any]) -> None:
         if "elsewhere" in answer:
             others.append(config)
+            return
+        if "late" in answer:
+            swept.late.append(key_of(config))
+            del bar.left[key_of(config)]
             return
         if "error" in answer:
             swept.failed[key_of(config)] = answer["error"]
@@ -1181,7 +1230,7 @@ def sweep(
         bar.close()
         store.clean() # a killed worker may have left its claim
     swept.elsewhere = list(bar.left)
-    for line in _last_words(swept, store):
+    for line in _last_words(swept, store, minutes):
         bar.say(line)
     return swept
 
