@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import platform
@@ -24,12 +25,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .strategies import Strategy, get_strategy
-from .tasks import Data, Split, Task, get_task
+from .strategies import HYPERPARAMETERS, RATES, Strategy, get_strategy
+from .tasks import TASKS, Data, Split, Task, get_task, mlp
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'train_epoch', 'accuracy', 'Run', 'find_device', 'device_name', 'peak_memory', 'versions', 'commit',
-           'seed_everything', 'planned', 'record', 'Forward', 'replayed', 'has_bfloat16', 'faster', 'fit']
+__all__ = ['THRESHOLDS', 'PAPER_TASKS', 'train_epoch', 'accuracy', 'train_epochs', 'Run', 'find_device', 'device_name',
+           'peak_memory', 'versions', 'commit', 'behaviour', 'seed_everything', 'planned', 'record', 'Forward',
+           'replayed', 'has_bfloat16', 'faster', 'fit']
 
 # %% ../nbs/10_training.ipynb #10_training-008
 def train_epoch(
@@ -80,6 +82,31 @@ def accuracy(
     model.train()
     return 100 * right / len(split) if finite else math.nan
 
+# %% ../nbs/10_training.ipynb #10_training-045
+def train_epochs(
+    task: Task, # what `train_epoch` and `accuracy` ask
+    model: nn.Module, # in training mode
+    optimizer: Optimizer, # its `step` takes a closure
+    scheduler: LRScheduler, # stepped after each update
+    train: Split, # the training examples
+    test: Split, # the test examples
+    epochs: int, # passes over the training examples
+    batch_size: int, # examples per step
+    augment: Callable[[Tensor], Tensor] | None = None, # of the inputs of each batch
+    on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
+) -> tuple[list[dict[str, Any]], bool]: # the history, and whether the run diverged
+    "Passes and tests in turn, up to the first that is not finite"
+    history: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        loss, lr = train_epoch(task, model, optimizer, scheduler, train, batch_size, augment)
+        score = accuracy(task, model, test)
+        if not (math.isfinite(loss) and math.isfinite(score)):
+            return history, True
+        history.append({"epoch": epoch, "train_loss": loss, "test_accuracy": score, "lr": lr})
+        if on_epoch:
+            on_epoch(dict(history[-1]))
+    return history, False
+
 # %% ../nbs/10_training.ipynb #10_training-013
 THRESHOLDS = (60, 70, 80, 90) # test accuracies in percent whose first epoch is recorded
 
@@ -111,7 +138,8 @@ class Run:
     compiled: bool = False # whether the model was compiled; on CUDA: whether its passes were captured as graphs and replayed
     together: int = 1 # seeds that were trained at once, in one batched model
     peak_memory: int | None = None # MiB that the process held at most during the run, on CUDA that its tensors did; None: not measured
-    schema: int = 2 # of this record
+    behaviour: str | None = None # fingerprint of what the code does, see `behaviour`; None: made before records had one, or not to be had
+    schema: int = 3 # of this record
 
     def to_dict(self) -> dict[str, Any]:
         "Plain JSON values"
@@ -148,7 +176,7 @@ def device_name(place: torch.device) -> str:
     if place.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(place)})"
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{place.type} ({[*models, platform.processor() or platform.machine()][0]})"
 
@@ -166,7 +194,7 @@ def peak_memory(
     try:
         if start:
             Path("/proc/self/clear_refs").write_text("5") # Linux: the peak is now what is held now
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) >> 10
     except (OSError, StopIteration):
         return None
@@ -192,6 +220,60 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+# %% ../nbs/10_training.ipynb #10_training-048
+PAPER_TASKS = frozenset(TASKS) # those that came with the package
+
+
+def _initial(
+    task: Task, # anybody's
+) -> list[str]:
+    "The weights of seed 0 in words: name, shape, root mean square, and product with a ramp from -1 to 1"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = [(name, p.detach().cpu().double().flatten()) for name, p in task.model().named_parameters()]
+    return [f"{name} {len(w)} {w.square().mean().sqrt():.3g} {w @ torch.linspace(-1, 1, len(w), dtype=w.dtype):.3g}" for name, w in weights]
+
+
+def _trajectory(
+    strategy: Strategy, # to be watched
+    protocol: str, # whose form of it
+    hyperparameters: dict[str, Any], # all of them
+) -> list[str]: # every number of the history, then every weight
+    "24 steps of a strategy on a toy problem, to seven digits"
+    wave = torch.arange(1.0, 200.0, dtype=torch.float64, device="cpu").sin()
+    split = Split((wave[:18].view(6, 3),), torch.tensor([0, 1, 0, 1, 1, 0]))
+    toy = replace(get_task("synthetic"), name="toy", classes=2, augment=None)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0) # of the order
+        model = mlp(3, 3, 2, 2).double()
+        with torch.no_grad():
+            for i, p in enumerate(model.parameters()):
+                p.copy_(wave[20 * i + 19:20 * i + 19 + p.numel()].view_as(p))
+        optimizer, scheduler = strategy.build(model, total_steps=24, steps_per_epoch=2, regime="scratch", protocol=protocol,
+                                              **hyperparameters)
+        history, _ = train_epochs(toy, model, optimizer, scheduler, split, split, 12, 3)
+    numbers = [value for row in history for value in row.values()] + [w for p in model.parameters() for w in p.flatten().tolist()]
+    return [f"{number:.7g}" for number in numbers]
+
+
+def behaviour(
+    task: Task, # of the run
+    strategy: str, # a name of `STRATEGIES`
+    protocol: str, # whose form of it
+    hyperparameters: dict[str, Any], # as the record has them
+) -> str | None: # twelve hex digits; None where a strategy of somebody's own does not fit the toy problem
+    "A fingerprint of what strategy and loop do, whatever the rates; equal code, equal fingerprint, on every machine"
+    text = HYPERPARAMETERS["paper"]["scratch"].get(strategy, {})
+    values = json.loads(json.dumps({name: text.get(name, value) if name in RATES else value for name, value in hyperparameters.items()}))
+    try:
+        words = _trajectory(get_strategy(strategy), protocol, values)
+    except Exception:
+        if strategy in HYPERPARAMETERS["paper"]["scratch"]:
+            raise
+        return None
+    words += _initial(task) if task.base not in PAPER_TASKS else []
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
 
 # %% ../nbs/10_training.ipynb #10_training-019
 def seed_everything(
@@ -234,7 +316,8 @@ def record(
         best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
         epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
         device=device_name(place), threads=torch.get_num_threads(), versions=versions(task.backbone), commit=commit(),
-        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"), **asked)
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        behaviour=behaviour(task, asked["strategy"], asked["protocol"], config["hyperparameters"]), **asked)
 
 
 class Forward(nn.Module):
@@ -310,8 +393,6 @@ def fit(
     chosen, place, overrides = get_strategy(strategy), find_device(device), dict(overrides or {})
     setting, config = planned(task, chosen, protocol, profile, overrides)
     epochs, batch_size = config["epochs"], config["batch_size"]
-    history: list[dict[str, Any]] = []
-    diverged = False
     touched = range(torch.cuda.device_count()) if place.type == "cuda" or torch.cuda.is_initialized() else []
 
     with torch.random.fork_rng(devices=touched):
@@ -329,14 +410,7 @@ def fit(
         optimizer, scheduler = chosen.build(
             model, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
         started = time.perf_counter()
-        for epoch in range(1, epochs + 1):
-            loss, lr = train_epoch(task, model, optimizer, scheduler, train, batch_size, augment)
-            score = accuracy(task, model, test)
-            if diverged := not (math.isfinite(loss) and math.isfinite(score)):
-                break
-            history.append({"epoch": epoch, "train_loss": loss, "test_accuracy": score, "lr": lr})
-            if on_epoch:
-                on_epoch(dict(history[-1]))
+        history, diverged = train_epochs(task, model, optimizer, scheduler, train, test, epochs, batch_size, augment, on_epoch)
         seconds, peak = time.perf_counter() - started, peak_memory(place)
 
     config["steps_per_epoch"] = steps_per_epoch

@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from dals import benchmark, own_task
 from dals.benchmark import Comparison, check, default_target, load_task, stack, table
 from dals.cli import main
 from dals.results import Conflict, Store, run_one
-from dals.strategies import STRATEGIES
+from dals.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
 from dals.tasks import TASKS, Budget, Unavailable, get_task
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
@@ -381,3 +382,75 @@ def test_load_task_finds_what_lies_beside_it_and_leaves_the_path_alone(root):
 def test_budgets_of_an_own_task():
     assert mine().profiles == {"paper": Budget(2, 16, 80, 40), "smoke": Budget(2, 16, 80, 40)}
     assert mine(epochs=9, batch_size=5).profiles["smoke"] == Budget(2, 5, 40, 40)
+
+
+SCRIPT = FILE.replace("from beside import CLASSES", "from dals import benchmark\nCLASSES = 3") # a task, and below it a call
+
+
+def test_a_script_without_a_guard_is_told_so_before_a_worker_starts(root):
+    (root / "bare.py").write_text(f"{SCRIPT}\nprint(benchmark(task, ['Adam'], seeds=2, jobs=2))\n")
+    done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and "memory" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: ") and 'below `if __name__ == "__main__":`' in done.stderr
+    assert not records(root)
+
+
+@pytest.mark.parametrize("program, found", [
+    ("answer = unguarded()", True), ("def f():\n    return unguarded()\nanswer = f()", True),
+    ("import logging\nlog = logging.getLogger(__name__)\ntry:\n    answer = unguarded()\nfinally:\n    pass", True),
+    ("if __name__ == '__main__':\n    answer = unguarded()", False), ("if '__main__' == __name__ and 1:\n    answer = unguarded()", False),
+    ("if __name__ != '__main__':\n    raise SystemExit\nanswer = unguarded()", False),
+    ("def f():\n    return unguarded()\nif __name__ == '__main__':\n    answer = f()", False),
+    ("answer = unguarded()\nif __name__ == '__main__':\n    pass", True),
+    ("import multiprocessing\nif multiprocessing.parent_process() is None:\n    answer = unguarded()", False)])
+def test_what_counts_as_a_guard(root, program, found):
+    (root / "script.py").write_text(f"from dals.results import unguarded\n{program}\n")
+    assert runpy.run_path("script.py", run_name="__main__")["answer"] is found
+    exec(compile(f"from dals.results import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
+    assert cell["answer"] is False # a cell of a notebook is imported by nobody
+
+
+def test_strategies_that_the_file_registers_are_known_on_the_command_line(root, capsys, monkeypatch):
+    for names in (STRATEGIES, COMPOSITIONS["paper"], *(HYPERPARAMETERS["paper"][regime] for regime in ("scratch", "finetune"))):
+        monkeypatch.setitem(names, "Plain", None) # so that it is taken out again
+    (root / "plain.py").write_text(FILE.replace("from beside import CLASSES", """
+from dals.schedule import constant
+from dals.strategies import HYPERPARAMETERS, strategy
+CLASSES = 3
+
+@strategy("Plain", "home-made", "SGD", "nobody's")
+def plain(model, plan, *, lr):
+    return torch.optim.SGD(model.parameters(), lr), constant
+
+for regime in ("scratch", "finetune"):
+    HYPERPARAMETERS["paper"][regime]["Plain"] = {"lr": 0.1}
+"""))
+    words = ["benchmark", "plain.py:task", "--strategy", "Plain", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]
+    assert main(words) == 0
+    assert "Plain" in capsys.readouterr().out and len(records(root)) == 2 and (root / "page" / "mine_curves.png").is_file()
+    assert main(["benchmark", "plain.py:task", "--strategy", "Plane"]) == 2
+    assert "Did you mean 'Plain'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package, words", [("scipy", []), ("matplotlib", ["--out", "page"])])
+def test_a_plain_install_says_before_training_what_the_table_needs(root, capsys, monkeypatch, package, words):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "0", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and f"needs the package {package}: pip install" in err and not records(root)
+
+
+@pytest.mark.parametrize("target", [math.nan, math.inf, -0.1, 100.5])
+def test_a_target_is_an_accuracy(tmp_path, target):
+    with pytest.raises(ValueError, match="from 0 to 100"):
+        benchmark(mine(), ["Adam"], seeds=1, target=target, store=Store(local=tmp_path), progress=None)
+
+
+def test_what_leaves_the_program_is_a_fault_of_the_file(root):
+    (root / "exits.py").write_text("import sys\n\n\nsys.exit('for lunch')\n")
+    with pytest.raises(ValueError, match="exits.py, line 4: SystemExit: for lunch"):
+        load_task("exits.py:task")
+    with pytest.raises(ValueError, match="the model function fails: SystemExit"):
+        check(mine(model=lambda: sys.exit(1)))

@@ -224,7 +224,7 @@ def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
 
     local = published.parents[5] / "_results" / published.relative_to(root / "results")
     local.parent.mkdir(parents=True, exist_ok=True)
-    local.write_text(json.dumps({**record, "config": {**record["config"], "epochs": 3}}))
+    local.write_text(json.dumps({**record, "config": {**record["config"], "multiplier": 3.0}}))
     texts = local.read_text(), published.read_text()
     assert main(["publish"]) == 1
     err = capsys.readouterr().err

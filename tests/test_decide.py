@@ -91,7 +91,8 @@ def test_only_the_parts_that_are_asked_for(root, capsys):
 
 @pytest.mark.parametrize("words, says", [
     ("C10", "no claim or part of a claim 'C10'"), ("c8", "Did you mean 'C8'?"), ("C8z", "Did you mean"),
-    ("--profile cpu", "no rehearsal 'cpu'"), ("--minutes 0", "no positive number"), ("--minutes nan", "no positive number"), ("--device warp", "warp"), ("--jobs 0", "at least 1")])
+    ("--profile cpu", "no rehearsal 'cpu'"),
+    ("--minutes 0", "no positive number"), ("--minutes nan", "no positive number"), ("--device warp", "warp"), ("--jobs 0", "at least 1")])
 def test_bad_words_are_one_sentence(root, capsys, words, says):
     assert main(["decide", *words.split()]) == 2
     out, err = capsys.readouterr()
@@ -203,8 +204,8 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
     assert {key.strategy for key in started} == {"Fixed SGD", "Discriminative LR"} and {key.seed for key in started} == {*range(10)}
 
 
-def test_kill_9_in_the_middle_and_again(root):
-    words = ["C8a", "C2", "--profile", "smoke", "--minutes", "20"]
+def test_kill_9_in_the_middle_and_again(root, capsys):
+    words = ["C8a", "--profile", "smoke", "--minutes", "20"]
     first = subprocess.Popen([*DALS, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     until = time.monotonic() + 240
     while len(records(root)) < 3:
@@ -213,13 +214,13 @@ def test_kill_9_in_the_middle_and_again(root):
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate(timeout=60)
     before = records(root)
-    plain = subprocess.run([*DALS, *words[:-2]], capture_output=True, text=True, timeout=240).stdout
-    count = int(next(line for line in plain.splitlines() if "runs to do for" in line).split()[0])
-    second = subprocess.run([*DALS, *words], capture_output=True, text=True, timeout=600)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert f"{count} runs to do for" in second.stdout and 0 < count and len(before) + count == len(records(root))
+    assert main(["decide", *words[:-2]]) == 0 # what is left, asked of the records
+    count = int(next(line for line in capsys.readouterr().out.splitlines() if "runs to do for" in line).split()[0])
+    assert main(["decide", *words]) == 0
+    out = capsys.readouterr().out
+    assert f"{count} runs to do for" in out and 0 < count < 80 and len(before) + count == len(records(root))
     assert {path: records(root)[path] for path in before} == before and all(json.loads(Path(path).read_text()) for path in before)
     found = rulings(Store().runs(variant="*"), "smoke") # the verdicts that it prints are those of the records
-    said = second.stdout.splitlines()[second.stdout.splitlines().index("part  before  now") + 1:]
+    said = out.splitlines()[out.splitlines().index("part  before  now") + 1:]
     assert [line.split()[0] for line in said] and all(f"  {standing(found[line.split()[0]]).verdict}, a rehearsal" in line for line in said)
-    assert all(ruling.seeds >= 10 for name in ("C8a", "C2b") for ruling in found[name])
+    assert all(ruling.seeds >= 10 for ruling in found["C8a"])

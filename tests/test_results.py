@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dals import results
-from dals.results import Conflict, Key, NewerRecord, Store, binomial_se, key_of, prediction_interval, summary, sweep
+from dals.results import Conflict, Key, NewerRecord, Store, StoreError, binomial_se, key_of, prediction_interval, summary, sweep
 from dals.training import Run
 
 
@@ -35,13 +35,15 @@ def made_up(config: dict) -> Run:
             time.sleep(60)
         case "short":
             time.sleep(0.2)
+    asked = results.settings(config)
     return Run(
         task=config["task"], strategy=config["strategy"], protocol=config["protocol"], profile=config["profile"], seed=config["seed"],
-        variant=config["variant"], backbone=None, data={"copy": "made up", "fingerprint": "00", "train": 8, "test": 4},
-        config={**results.settings(config), "steps_per_epoch": 2},
-        history=[{"epoch": 1, "train_loss": 0.5, "test_accuracy": 50.0, "lr": 0.1}],
-        best_accuracy=50.0, final_accuracy=50.0, epochs_to={"60": None}, diverged=False, seconds=0.1, device="cpu", threads=1,
-        versions={"torch": "0"}, commit="none", finished="2026-01-01T00:00:00+00:00")
+        variant=config["variant"], backbone=None, config={**asked, "steps_per_epoch": 2},
+        data={"copy": "made up", "fingerprint": "00", "train": 2 * asked["batch_size"], "test": 4},
+        history=[{"epoch": epoch, "train_loss": 0.5, "test_accuracy": 75.0 if epoch == 2 else 50.0, "lr": 0.1}
+                 for epoch in range(1, asked["epochs"] + 1)],
+        best_accuracy=75.0, final_accuracy=75.0, epochs_to={"60": 2, "70": 2, "80": None, "90": None}, diverged=False, seconds=0.1,
+        device="cpu", threads=1, versions={"torch": "0"}, commit="none", finished="2026-01-01T00:00:00+00:00")
 
 
 def config(seed: int = 42, strategy: str = "STLR+Discriminative", **more) -> dict:
@@ -84,9 +86,10 @@ def test_a_full_disk_leaves_nothing_half(store, monkeypatch, call):
             return real(arguments[0], arguments[1][:100])
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(OSError, match="could not write 42.json.*No space left") as caught:
+    with pytest.raises(StoreError, match="could not write 42.json.*No space left.*the result could not be kept beside it") as caught:
         store.put(made_up(config()))
-    assert caught.value.errno == errno.ENOSPC and files(store.local) == []
+    first, _, record = str(caught.value).partition("\n")
+    assert results.from_text(record) == made_up(config()) and files(store.local) == [] # nothing half, and nothing lost
     monkeypatch.undo()
     assert store.put(made_up(config())).exists()
 
@@ -114,7 +117,7 @@ def test_the_same_again_is_nothing_new_and_another_configuration_is_an_error(sto
 def test_of_many_writers_one_wins_and_the_file_is_whole(store):
     runs = [made_up(config()) for _ in range(16)]
     for number, run in enumerate(runs):
-        run.config["epochs"] = number
+        run.config["multiplier"] = float(number + 1)
     barrier, lost = threading.Barrier(len(runs)), []
 
     def write(run: Run) -> None:
@@ -122,12 +125,12 @@ def test_of_many_writers_one_wins_and_the_file_is_whole(store):
         try:
             store.put(run)
         except Conflict:
-            lost.append(run.config["epochs"])
+            lost.append(run.config["multiplier"])
     threads = [threading.Thread(target=write, args=(run,)) for run in runs]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    winner = store.get(*key_of(runs[0])).config["epochs"]
-    assert sorted(lost + [winner]) == list(range(len(runs))) and files(store.local) == ["42.json"]
+    winner = store.get(*key_of(runs[0])).config["multiplier"]
+    assert sorted(lost + [winner]) == list(range(1, len(runs) + 1)) and files(store.local) == ["42.json"]
 
 
 def damage(kind: str, path: Path) -> None:
@@ -179,11 +182,11 @@ def test_every_cut_of_a_record_is_noticed(store):
 def test_older_records_stay_readable_and_newer_ones_are_left_alone(store):
     path = store.put(made_up(config()))
     now = json.loads(path.read_text())
-    fresh = {"precision": "float32", "compiled": False, "together": 1, "peak_memory": None}
+    fresh = {"precision": "float32", "compiled": False, "together": 1, "peak_memory": None, "behaviour": None}
     path.write_text(json.dumps({name: value for name, value in now.items() if name not in fresh} | {"schema": 1})) # as version 1 wrote it
     assert store.get(*key_of(config())).to_dict() == {**now, **fresh}
     path.write_text(json.dumps(now, indent=1))
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 99'))
     before = path.read_bytes()
     with pytest.raises(NewerRecord, match="schema 99.*newer dals"):
         store.get(*key_of(config()))
@@ -206,13 +209,13 @@ def test_local_overlays_published_and_publishing_loses_nothing(store):
     assert store.get(*key_of(local), where="published").commit == "none"
     assert store.publish() == [] and files(store.local) == ["1.json"] # the twin stays where it is
     other = made_up(config(0))
-    other.config["epochs"] = 9
+    other.config["multiplier"] = 9.0
     here = store.put(other)
     store.put(made_up(config(2)))
     before = here.read_bytes(), store.path(other, "published").read_bytes()
     with pytest.raises(Conflict) as caught:
         store.publish()
-    assert all(text in str(caught.value) for text in (str(here), str(store.path(other, "published")), "config.epochs"))
+    assert all(text in str(caught.value) for text in (str(here), str(store.path(other, "published")), "config.multiplier"))
     assert (here.read_bytes(), store.path(other, "published").read_bytes()) == before
     assert store.path(config(2), "published").exists() # what could be published was
 
@@ -302,7 +305,8 @@ def test_ctrl_c_loses_only_the_run_in_flight_and_leaves_no_worker(store, tmp_pat
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT) # what a terminal does
     out, err = process.communicate(timeout=30) # returns when nobody holds the pipes any more: no worker is left
-    assert "stopped: 1 runs are stored, 3 are left" in out and err.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert "stopped: 1 runs are stored, 3 are left; the same call goes on from here" in out
+    assert err.strip().splitlines()[-1] == "KeyboardInterrupt"
     assert files(store.local) == ["0.json"]
 
 

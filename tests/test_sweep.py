@@ -2,9 +2,9 @@
 
 import errno
 import fcntl
-import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -12,6 +12,7 @@ import sys
 import termios
 import threading
 import time
+import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import torch
 
 from dals import results
-from dals.results import Store, claimed, key_of, run_one, sign_of_life, sweep
+from dals.results import Store, StoreError, claimed, holder, key_of, run_one, sweep
 from dals.training import Run
 
 PATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -58,7 +59,7 @@ def run_until_full(config: dict) -> Run:
     "A run after which the disk takes no record, or not even the word that it failed."
     done = run_one(config)
     if str(config["variant"]).startswith("full"):
-        os.write = refusing(2 if config["variant"] == "full for good" else 1)
+        os.write = refusing(3 if config["variant"] == "full for good" else 1)
     return done
 
 
@@ -180,32 +181,59 @@ def test_threads_take_turns_and_each_run_is_what_it_is_alone(store):
         torch.set_num_threads(before)
 
 
-def strange(store: Store, config: dict, silent: float, **more) -> Path:
-    "The claim of somebody whose last sign of life is so many seconds old."
-    claim = store.claim(config)
-    claim.parent.mkdir(parents=True, exist_ok=True)
-    claim.write_text(json.dumps({"place": ["elsewhere", ""], "pid": 1, "born": "1", "started": "yesterday", **more}))
-    os.utime(claim, (time.time() - silent, time.time() - silent))
-    return claim
+def at_work_elsewhere(store: Store, config: dict, tmp_path: Path) -> subprocess.Popen:
+    "A process of its own that has claimed a run, and holds it until it is told to end or is killed."
+    script = tmp_path / "holder.py"
+    script.write_text("import sys; from pathlib import Path; from dals.results import claimed\n"
+                      "with claimed(Path(sys.argv[1])) as ours:\n    print(ours, flush=True); sys.stdin.read()")
+    process = subprocess.Popen([sys.executable, script, store.claim(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    return process
 
 
-def test_a_living_claim_is_left_alone_and_a_dead_one_is_taken_over(store, log, monkeypatch):
-    monkeypatch.setattr(results, "REFRESH", 0.3)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    strange(store, config(1), 0, place=results._place(), pid=gone.pid) # its process is dead
-    strange(store, config(2), 0, place=results._place(), pid=os.getpid()) # its number belongs to another process now: us
-    strange(store, config(3), results.STALE + 5) # silent for long
-    strange(store, config(4), results.STALE - 3) # will have been silent for long
-    assert [sign_of_life(store.claim(config(seed))) is None for seed in (1, 2, 3, 4, 5)] == [True, True, True, False, True]
+def test_a_living_claim_is_left_alone_and_named_and_a_dead_one_is_taken_over_at_once(store, log, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "PATIENCE", 1.0)
+    dead, alive = (at_work_elsewhere(store, config(seed), tmp_path) for seed in (1, 0))
+    dead.kill()
+    dead.wait()
+    for seed in (2, 3): # of a container that is no more, of something else that was written there; nobody has locked them
+        store.claim(config(seed)).write_text('{"host": "a container", "pid": 1, "started": "yesterday"}' if seed == 2 else "?")
+    assert [holder(store.claim(config(seed))) is None for seed in range(5)] == [False, True, True, True, True]
+    [(key, who)] = store.unfinished()[0].items()
+    assert key.seed == 0 and f"process {alive.pid}, since 20" in who
     lines: list[str] = []
-    with ThreadPoolExecutor(1) as pool, claimed(store.claim(config(0))) as ours: # somebody lives
-        assert ours and [key.seed for key in store.unfinished()[0]] == [0, 4]
-        swept = sweep([config(seed) for seed in range(5)], store, progress=lines.append, run=run, executor=pool)
-    assert [key.seed for key in swept.elsewhere] == [0] and sorted(key.seed for key in swept.finished) == [1, 2, 3, 4]
-    assert lines[-1].startswith("1 run is at work in another sweep on this store; the same call, later,")
-    assert sorted(seed for seed, _ in starts(log)) == [1, 2, 3, 4]
-    assert files(store.local) == ["1.json", "2.json", "3.json", "4.json"]
+    with ThreadPoolExecutor(1) as pool:
+        swept = sweep([config(seed) for seed in range(4)], store, progress=lines.append, run=run, executor=pool)
+    assert [key.seed for key in swept.elsewhere] == [0] and sorted(key.seed for key in swept.finished) == [1, 2, 3]
+    assert any(line.startswith("waiting up to 1.0 s for synthetic AdamW, seed 0, at work on ") and str(alive.pid) in line for line in lines)
+    assert lines[-1].startswith("1 run is at work in another sweep on this store (on ") and f"process {alive.pid}" in lines[-1]
+    assert sorted(seed for seed, _ in starts(log)) == [1, 2, 3]
+    alive.communicate("")
+    assert files(store.local) == ["1.json", "2.json", "3.json"]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_changes_nothing(store, log, tmp_path, monkeypatch, hours):
+    monkeypatch.setattr(results, "PATIENCE", 1.0)
+    alive, real = at_work_elsewhere(store, config(0), tmp_path), time.time
+    os.utime(store.claim(config(0)), (real() - 3600 * hours,) * 2)
+    dead = store.claim(config(1))
+    dead.write_text("")
+    os.utime(dead, (real() + 3600 * hours,) * 2)
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        swept = sweep([config(seed) for seed in range(2)], store, progress=None, run=run, executor=pool)
+    assert ([key.seed for key in swept.elsewhere], [key.seed for key in swept.finished]) == ([0], [1]) and time.monotonic() - begun < 20
+    alive.communicate("")
+
+
+def test_a_run_that_another_sweep_gives_back_is_waited_for(store, log, tmp_path):
+    alive = at_work_elsewhere(store, config(0), tmp_path)
+    threading.Timer(1.0, lambda: alive.communicate("")).start()
+    with ThreadPoolExecutor(1) as pool:
+        swept = sweep([config(0)], store, progress=None, run=run, executor=pool)
+    assert [key.seed for key in swept.finished] == [0] and not swept.elsewhere
 
 
 def test_a_stale_claim_has_one_heir(store):
@@ -219,7 +247,9 @@ def test_a_stale_claim_has_one_heir(store):
                     heirs.append(claim)
             barrier.wait()
     for attempt in range(10):
-        claim = strange(store, config(attempt), results.STALE + 5)
+        claim = store.claim(config(attempt))
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        claim.write_text("of somebody who is dead")
         threads = [threading.Thread(target=inherit, args=(claim,)) for _ in range(12)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
@@ -227,13 +257,33 @@ def test_a_stale_claim_has_one_heir(store):
     assert files(store.local) == []
 
 
-def test_a_claim_that_was_taken_away_is_neither_refreshed_nor_removed(store, monkeypatch):
-    monkeypatch.setattr(results, "REFRESH", 0.05)
-    with claimed(store.claim(config())):
-        claim = strange(store, config(), results.STALE + 5) # we were asleep; somebody else took over, and died
-        time.sleep(0.2)
-        assert sign_of_life(claim) is None
-    assert claim.exists() and store.clean() == 1 and not claim.exists()
+def test_a_claim_that_was_taken_away_is_not_removed_by_its_old_holder(store):
+    with claimed(store.claim(config())) as ours:
+        store.claim(config()).unlink() # somebody tidied up
+        with claimed(store.claim(config())) as theirs:
+            assert ours and theirs
+            other = store.claim(config()).stat().st_ino
+            assert store.clean() == 0 and store.claim(config()).stat().st_ino == other
+    assert files(store.local) == []
+
+
+def test_without_locks_and_without_hard_links_a_run_is_claimed_and_stored(store, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+    monkeypatch.setattr(os, "link", refused)
+    for flock in (fcntl.flock, no_locks):
+        monkeypatch.setattr(results.fcntl, "flock", flock)
+        with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            swept = sweep([config(0), config(1)], store, progress=None, executor=pool)
+        assert len(swept.finished) == 2 and files(store.local) == ["0.json", "1.json"] and len(store.runs()) == 2
+        assert any("no file locks" in str(one.message) for one in caught) == (flock is no_locks)
+        with pytest.raises(FileExistsError):
+            results.write_new(store.path(config(0)), "another")
+        shutil.rmtree(store.local)
 
 
 class Lossy(Executor):
@@ -271,19 +321,22 @@ def test_a_full_disk_fails_its_run_alone(store):
     swept = sweep(configs, store, jobs=1, progress=lines.append, run=run_until_full)
     assert [key.seed for key in swept.finished] == [0, 3] and [key.seed for key in swept.failed] == [1, 2]
     said = [line for line in lines if "FAILED" in line]
-    assert all("OSError: [Errno 28] could not write" in line and "nothing of it was left behind (No space left on device)" in line
+    assert all("StoreError: could not write" in line and "nothing of it was left behind (No space left on device)" in line
                for line in said) and len(said) == 2
-    assert files(store.local) == ["0.json", "1-full.failed", "3.json"] # for the word of the other one there was no room
+    assert files(store.local) == ["0.json", "1-full.failed", "1-full.json.kept", "3.json"] # for the other one there was no room at all
+    assert "the result is kept as 1-full.json.kept" in said[0] and "could not be kept beside it and follows" in said[1]
+    assert '"variant": "full for good"' in lines[-1] # so it is printed
+    kept = results.from_text(store.path(configs[1]).with_name("1-full.json.kept").read_text(encoding="utf-8"))
     assert len(sweep(configs, store, progress=None, run=run_one).finished) == 2
-    assert files(store.local) == ["0.json", "1-full.json", "2-full for good.json", "3.json"]
+    assert store.get(*key_of(configs[1])).history == kept.history
+    assert files(store.local) == ["0.json", "1-full.json", "1-full.json.kept", "2-full for good.json", "3.json"]
 
 
-def test_a_disk_that_is_full_from_the_start_ends_every_run_before_it_computes(store, log, monkeypatch):
+def test_a_disk_that_is_full_from_the_start_is_said_before_anything_is_computed(store, log, monkeypatch):
     monkeypatch.setattr(os, "write", refusing(10**6))
-    with ThreadPoolExecutor(1) as pool:
-        swept = sweep([config(0), config(1)], store, progress=None, run=run, executor=pool)
-    assert [key.seed for key in swept.failed] == [0, 1] and not starts(log) and files(store.local) == []
-    assert all("could not write .0.running" in text or "could not write .1.running" in text for text in swept.failed.values())
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StoreError, match="could not write .probe-.*No space left on device"):
+        sweep([config(0), config(1)], store, progress=None, run=run, executor=pool)
+    assert not starts(log) and files(store.local) == []
 
 
 def test_a_loss_that_is_no_number_is_recorded_as_diverged(store):

@@ -33,14 +33,23 @@ def store(tmp_path):
     return Store(tmp_path / "published", tmp_path / "local")
 
 
+def retold(template, scores, diverged=False, **changes):
+    "The same run with other test accuracies, four digits of them, and with everything that follows from those"
+    scores = [round(score, 4) for score in scores]
+    rows = [{**row, "test_accuracy": score} for row, score in zip(template.history, scores, strict=False)]
+    first = {level: next((row["epoch"] for row in rows if row["test_accuracy"] >= float(level)), None) for level in template.epochs_to}
+    return replace(template, history=rows, best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
+                   epochs_to=first, diverged=diverged, data={**template.data, "test": 1_000_000}, **changes)
+
+
 def searched(store, template, top, strategy="Fixed SGD", but=()):
     "A search whose scores fall from step `top`, as records; runs of `but` are left out"
     steps = [*COARSE, *refined({step: [-abs(step - top)] for step in COARSE})]
     for config in trials("synthetic", strategy, steps, "smoke"):
         step = step_of(config["variant"])
         if (step, config["seed"]) not in but:
-            store.put(replace(template, strategy=strategy, seed=config["seed"], variant=config["variant"],
-                              config={**template.config, "overrides": config["overrides"]}, final_accuracy=80.0 - abs(step - top)))
+            store.put(retold(template, [1.0, 80.0 - abs(step - top)], strategy=strategy, seed=config["seed"], variant=config["variant"],
+                             config={**template.config, "overrides": config["overrides"]}))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -113,8 +122,8 @@ def test_a_budget_that_was_not_spent_is_no_choice(store, template, lacking):
 def test_rates_outside_the_budget_do_not_count(store, template):
     searched(store, template, 0)
     for config in trials("synthetic", "Fixed SGD", [5], "smoke"):
-        store.put(replace(template, seed=config["seed"], variant=config["variant"], final_accuracy=99.0,
-                          config={**template.config, "overrides": config["overrides"]}))
+        store.put(retold(template, [1.0, 99.0], seed=config["seed"], variant=config["variant"],
+                         config={**template.config, "overrides": config["overrides"]}))
     assert choice("synthetic", "Fixed SGD", store, "smoke").step == 0
 
 
@@ -205,11 +214,10 @@ def played(tmp_path_factory, template):
     draw = random.Random(0)
 
     def run(config, final, diverged=False):
-        history = [{**template.history[0], "epoch": 1, "test_accuracy": draw.uniform(5, 60)},
-                   {**template.history[-1], "epoch": 2, "test_accuracy": final}]
-        return replace(template, task=config["task"], strategy=config["strategy"], seed=config["seed"], protocol=config["protocol"],
-                       variant=config.get("variant"), config={**template.config, "overrides": config.get("overrides", {})},
-                       history=history[:1] if diverged else history, final_accuracy=None if diverged else final, diverged=diverged)
+        scores = [draw.uniform(5, 60), final]
+        return retold(template, scores[:1] if diverged else scores, diverged, task=config["task"], strategy=config["strategy"],
+                      seed=config["seed"], protocol=config["protocol"], variant=config.get("variant"),
+                      config={**template.config, "overrides": config.get("overrides", {})})
     for place, name in enumerate(STRATEGIES):
         top = (place - 9) if place % 3 else 0
         for steps in (lambda name: COARSE,
@@ -232,10 +240,9 @@ def test_of_a_test_accuracy_only_the_last_epoch_is_read_and_seed_42_counts_nowhe
     other, tables = Store(tmp_path / "published", tmp_path / "local"), []
     for run in played.runs(variant="*"):
         if run.variant is None:
-            early = [{**row, "test_accuracy": 99.0} for row in run.history[:-1]]
-            run = replace(run, history=[*early, *run.history[-1:]], best_accuracy=99.0)
+            run = retold(run, [*(99.0 for _ in run.history[:-1]), *(row["test_accuracy"] for row in run.history[-1:])], run.diverged)
             if run.seed == 0:
-                other.put(replace(run, seed=42, final_accuracy=1.0, history=[*early, {**run.history[-1], "test_accuracy": 1.0}]))
+                other.put(retold(run, [*(99.0 for _ in run.history[:-1]), 1.0], run.diverged, seed=42))
         other.put(run)
     for store in (played, other):
         out = tmp_path / f"out{len(tables)}"
