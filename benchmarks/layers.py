@@ -1,9 +1,10 @@
-"""Does `layer_groups` find the layers? On one model a module of timm, torchvision, and one of each of transformers' types, with and without an example.
+"""Does `layer_groups` find the layers? On a model of each module of timm and torchvision and of each model type of transformers.
 
-    nice -n 10 python benchmarks/layers.py             # all, about half an hour; writes benchmarks/layers.md
-    python benchmarks/layers.py --only timm --out FILE # one library; writes FILE.md
+    nice -n 10 python benchmarks/layers.py              # all, about an hour of one core; writes benchmarks/layers.md and layers.jsonl
+    nice -n 10 python benchmarks/layers.py --minutes 10 # what is missing, as far as that goes
+    python benchmarks/layers.py --only timm --model resnet18 --out FILE # writes FILE.md and FILE.jsonl
 
-What is done is kept in a file beside the page and not done again, until --again. The models lie on the meta device: no weights, no values.
+What stands in the .jsonl is not measured again, until --again. Models of more than 150 million weights lie on the meta device.
 """
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ import os
 import random
 import re
 import signal
+import time
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,16 @@ from transformers.models.auto import configuration_auto, modeling_auto
 
 from dals.layerwise import layer_groups
 
-LIMIT = 60 # seconds for one model
+LIMIT = 20 # seconds of computing for one model
 LIGHT = 150e6 # parameters; so many can run with values, where a pass depends on them
 TRIES = 6 # examples for a model
 LAYERS = re.compile(r"^(num|n)_(hidden_)?(layers?|blocks)$|^(en|de)coder_layers$|^(en|de)coder_num_layers$|^depth$")
 CASES = {"regnet": "regnety_002", "densenet": "densenet121", "nest": "nest_tiny", "edgenext": "edgenext_xx_small", "iformer": "iformer_s",
          "dla": "dla34", "coat": "coat_tiny", "crossvit": "crossvit_tiny_240", "fasternet": "fasternet_s", "twins": "twins_pcpvt_small",
          "vision_transformer": "vit_tiny_patch16_224", "resnet": "resnet50", "vgg": "vgg16_bn"} # the rest: the first by name
-TASKS = ("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "AUDIO_CLASSIFICATION",
-         "CTC", "SPEECH_SEQ_2_SEQ", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "MASKED_LM")
+TASKS = ("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM",
+         "AUDIO_CLASSIFICATION", "CTC", "SPEECH_SEQ_2_SEQ", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION",
+         "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "MASKED_LM")
 Case = tuple[str, str, Callable[[], nn.Module], Callable[[nn.Module], Iterator[Any]]] # library, name, model, examples to try
 
 
@@ -202,11 +205,14 @@ def repeated(model: nn.Module) -> bool:
 
 
 def described(groups: list[dict[str, Any]], total: int, tables: set[int], mode: Uses | None) -> dict[str, Any]:
-    size = lambda group: sum(p.numel() for p in group["params"])
+    def size(group: dict[str, Any]) -> int:
+        return sum(p.numel() for p in group["params"])
+
     rich = [g for g in groups if sum(p.ndim > 1 and id(p) not in tables for p in g["params"]) > 1] # one matrix cannot be divided
     largest = max(rich, key=size, default=None)
     raw, read = out_of_order(groups, mode) if mode else (None, None)
-    return {"groups": len(groups), "share": size(largest) / total if largest else 0.0, "largest": largest and largest["name"], "raw": raw, "read": read}
+    share = size(largest) / total if largest else 0.0
+    return {"groups": len(groups), "share": share, "largest": largest and largest["name"], "raw": raw, "read": read}
 
 
 def made(build: Callable[[], nn.Module]) -> nn.Module:
@@ -225,63 +231,137 @@ def made(build: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
+def followed(
+    model: nn.Module, examples: Callable[[nn.Module], Iterator[Any]],
+) -> tuple[list[dict[str, Any]] | None, Uses | None, list[str]]:
+    "The groups with the first example that the model runs on, the order of use, and what went wrong before"
+    groups, errors = None, []
+    for kind in (torch.float32, torch.bfloat16): # some kernels know only the second
+        if errors and "BFloat16" not in errors[-1]:
+            break
+        for example in itertools.islice(examples(model.to(kind)), TRIES):
+            example = tree_map_only(Tensor, lambda x, kind=kind: x.to(kind) if x.is_floating_point() else x, example)
+            try:
+                groups = layer_groups(model, example)
+                return groups, uses(model, example), errors
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}".partition("The example is")[0].replace("\n", " ")[-200:])
+    return groups, None, errors
+
+
 def measured(library: str, name: str, build: Callable[[], nn.Module], examples: Callable[[nn.Module], Iterator[Any]]) -> dict[str, Any]:
+    "One line of the file"
     model = made(build)
     total = sum(p.numel() for p in model.parameters())
-    row: dict[str, Any] = {"library": library, "model": name, "parameters": total, "repeated": repeated(model), "plain": {}, "example": {}, "errors": []}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    mode = with_example = None
-    for kind in (torch.float32, torch.bfloat16): # some kernels know only the second
-        if mode or (kind is torch.bfloat16 and "BFloat16" not in "".join(row["errors"])):
-            continue
-        for example in itertools.islice(examples(model.to(kind)), TRIES):
-            example = tree_map_only(Tensor, lambda x: x.to(kind) if x.is_floating_point() else x, example)
-            try:
-                with_example = layer_groups(model, example)
-                mode = uses(model, example)
-                break
-            except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-                row["errors"].append(str(error).replace("\n", " ")[:300])
+    groups, mode, errors = followed(model, examples)
     try:
-        row["plain"] = described(layer_groups(model), total, tables, mode)
+        plain = described(layer_groups(model), total, tables, mode)
     except ValueError as error:
-        row["plain"] = {"refused": str(error).partition("'")[2].partition("'")[0]}
-    if with_example:
-        row["example"] = described(with_example, total, tables, mode)
-    return row
+        plain = {"refused": str(error).partition("'")[2].partition("'")[0]}
+    example = described(groups, total, tables, mode) if groups else {}
+    return {"library": library, "model": name, "parameters": total, "repeated": repeated(model), "plain": plain, "example": example,
+            "error": "" if groups else errors[-1] if errors else "no example"}
+
+
+def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
+    "The committed page"
+    def percent(x: float | None) -> str:
+        return "-" if x is None else f"{x:.0f} %" if x in (0, 100) else f"{max(x, 0.01):.2f} %"
+
+    def listed(found: Iterable[dict[str, Any]]) -> str:
+        return ", ".join(sorted(row["model"] for row in found)) or "none"
+
+    built = [row for row in rows if "not built" not in row]
+    ran = [row for row in built if row["example"]]
+    deep = [row for row in built if row["repeated"]]
+    told = [row for row in ran if row["example"]["raw"] is not None]
+    lines = ["# Does `layer_groups` find the layers?", "",
+             f"Made by `python benchmarks/layers.py` with timm {timm.__version__}, torchvision {torchvision.__version__}, transformers "
+             f"{transformers.__version__}, torch {torch.__version__}. One model a module of timm and torchvision, one a model type of "
+             "transformers (at most four blocks in a stack where its configuration allows).", "",
+             "*Out of order*: pairs of trainable parameters of which the forward pass uses one first, while its layer lies higher. Of all "
+             "pairs, and of those of which the second computes with what the first made (in two towers side by side neither does). "
+             "The order of use is heard by the script itself, below the level at which the library listens. *Largest*: share of the "
+             "weights in the largest group of more than one matrix, tables of words aside; one matrix cannot be divided.", "",
+             "| library | measured | not built | refused by names | ran with an example | refused with one | "
+             "out of order with one, all / dependent pairs |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for library in ("torchvision", "timm", "transformers"):
+        mine = [row for row in rows if row["library"] == library]
+        good = [row for row in told if row["library"] == library]
+        counts = [f"{len(mine)} of {sum(case[0] == library for case in cases)}", sum("not built" in row for row in mine),
+                  sum("refused" in row.get("plain", {}) for row in mine), sum(bool(row.get("example")) for row in mine),
+                  sum("cannot tell" in row.get("error", "") for row in mine),
+                  f"{sum(row['example']['raw'] > 0 for row in good)} / {sum(row['example']['read'] > 0 for row in good)} models"]
+        lines.append(f"| {library} | {' | '.join(map(str, counts))} |")
+    lines += ["", "## Goals", "",
+              "| goal | reached | not reached by |", "| --- | --- | --- |"]
+    for goal, among, missed in (
+        ("0 groups over half of the weights where blocks repeat, by names", [row for row in deep if "share" in row["plain"]],
+         lambda row: row["plain"]["share"] > 1 / 2),
+        ("the same with an example", [row for row in deep if row["example"]], lambda row: row["example"]["share"] > 1 / 2),
+        ("0 % of dependent pairs out of order with an example", told, lambda row: row["example"]["read"] > 0),
+        ("0 % of all pairs out of order with an example, towers aside", told, lambda row: row["example"]["raw"] > 0),
+        ("an example was found on which the model runs", built, lambda row: not row["example"])):
+        lines.append(f"| {goal} | {sum(not missed(row) for row in among)} of {len(among)} | {listed(filter(missed, among))} |")
+    lines += ["", f"Not built from its usual configuration: {listed(row for row in rows if 'not built' in row)}.", "", "## Models", "",
+              "| library | model | layers by names | largest | out of order | layers with an example | largest | out of order |",
+              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in sorted(built, key=lambda row: (row["library"], row["model"].lower())):
+        cells = [row["library"], row["model"]]
+        for part in (row["plain"], row["example"]):
+            cells += [f"refused: {part['refused']}", "-", "-"] if "refused" in part else ["not run", "-", "-"] if not part else [
+                str(part["groups"]), f"{part['share']:.0%}", f"{percent(part['raw'])} / {percent(part['read'])}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+class TooLong(BaseException):
+    "No failure of the model, so that nobody tries another way"
+
+
+def too_long(*_: Any) -> None:
+    raise TooLong(f"more than {LIMIT} s of computing")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("timm", "torchvision", "transformers"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    parser.add_argument("--again", action="store_true", help="forget what was done")
+    parser.add_argument("--only", choices=("torchvision", "timm", "transformers"))
     parser.add_argument("--model", nargs="*", help="only these")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
     args = parser.parse_args()
+    start = time.monotonic()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(50)
+    torch.set_num_threads(1)
     kept = args.out.with_suffix(".jsonl")
     if args.again:
         kept.unlink(missing_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {(row["library"], row["model"]) for row in rows}
-    cases = [*torchvision_cases(), *timm_cases(), *transformers_cases()]
-    random.Random(0).shuffle(cases) # so that what is done says something about the rest
+    types = list({case[1]: case for case in transformers_cases()}.values()) # several types may share a class
+    random.Random(0).shuffle(types) # so that those measured say something about the others
+    cases = [*torchvision_cases(), *timm_cases(), *types]
+    signal.signal(signal.SIGPROF, too_long)
     for case in cases:
-        for library, name in [case[:2]]:
-            if (library, name) in done or (args.only and library != args.only) or (args.model and name not in args.model):
-                continue
-            signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"longer than {LIMIT} s")))
-            signal.alarm(LIMIT)
-            try:
-                row = measured(*case)
-            except Exception as error:
-                row = {"library": library, "model": name, "not built": f"{type(error).__name__}: {error}"[:300]}
-            finally:
-                signal.alarm(0)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            done.add((library, name))
+        library, name = case[:2]
+        if (library, name) in done or args.only not in (None, library) or (args.model and name not in args.model):
+            continue
+        if time.monotonic() - start > 60 * args.minutes:
+            break
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        try:
+            row = measured(*case)
+        except (Exception, TooLong) as error:
+            row = {"library": library, "model": name, "not built": f"{type(error).__name__}: {error}"[:200]}
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        rows.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    args.out.write_text(page(rows, cases))
 
 
 if __name__ == "__main__":

@@ -321,14 +321,14 @@ def _stand_in(model: nn.Module, meta: bool) -> tuple[nn.Module, dict[int, int]]:
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-110
 def _follow(model: nn.Module, example: Any, meta: bool = True) -> _FirstUse:
     "Send the example through a stand-in of the model, on the meta device if that works, and tell in which order it used the parameters."
-    stand_in, stands_for = _stand_in(model, meta)
     device = next(model.parameters()).device
     cuda = [device] if device.type == "cuda" and not meta else []
     batch = tree_map_only(Tensor, lambda x: x.detach().to(device if not meta else "meta" if x.is_floating_point() else "cpu", copy=True),
                           dict(example) if isinstance(example, Mapping) else example)
-    mode, state = _FirstUse(stands_for), random.getstate()
+    state = random.getstate()
     try:
-        with torch.no_grad(), torch.random.fork_rng(cuda), torch.compiler.set_stance("force_eager"), mode:
+        stand_in, stands_for = _stand_in(model, meta)
+        with torch.no_grad(), torch.random.fork_rng(cuda), torch.compiler.set_stance("force_eager"), _FirstUse(stands_for) as order:
             stand_in(**batch) if isinstance(batch, dict) else stand_in(*(batch if isinstance(batch, tuple) else [batch]))
     except Exception as error:
         if meta and device.type != "meta":  # its course depends on values, so it needs some
@@ -339,7 +339,7 @@ def _follow(model: nn.Module, example: Any, meta: bool = True) -> _FirstUse:
         ) from error
     finally:
         random.setstate(state)
-    return mode
+    return order
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-112
 def _layers(row: _Row) -> Iterator[_Layer]:

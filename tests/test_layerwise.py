@@ -2,9 +2,14 @@
 
 import copy
 import io
+import json
+import os
 import pickle
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -651,6 +656,18 @@ def test_matrices_count_in_a_chain(kinds):
     layers = [i for i, kind in enumerate(kinds) if kind in ("linear", "block")]
     assert [group["name"] for group in groups] == [str(i) for i in layers]
     assert [group["above"] for group in groups] == list(range(len(layers)))[::-1]
+
+
+def test_the_survey_measures_a_model_once_and_writes_its_page(tmp_path):
+    pytest.importorskip("timm"), pytest.importorskip("transformers"), pytest.importorskip("torchvision")
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "layers.py"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, script, "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md"],
+                              capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(script.parent.parent)})
+        assert done.returncode == 0, done.stderr[-2000:]
+    [row] = (tmp_path / "page.jsonl").read_text().splitlines()
+    assert json.loads(row)["example"]["raw"] == 0 < json.loads(row)["plain"]["raw"]
+    assert "| timm | coat_tiny | 52 | 5% |" in (tmp_path / "page.md").read_text()
 
 
 def problem():
