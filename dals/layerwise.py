@@ -6,12 +6,20 @@
 __all__ = ['discriminative', 'layer_groups', 'LARS']
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-002
+import copy
+import difflib
+import random
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .adaptive import Strict, require, wide
 
@@ -29,14 +37,16 @@ def discriminative(
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-024
 _CHAINS = (nn.Sequential, nn.ModuleList)  # containers whose items are the layers, in order
-_STAGES = {"blocks", "layers", "stages"}  # a repeated item that holds such a list is a stage of blocks, not a block
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_BOTTOM = re.compile(r"^(embeddings|patch_embed|stem)$")
-_TOP = re.compile(r"^((lm|mlp|cls|classification)_)?heads?$|^classifier$|unembed|embed_out")
+_BOTTOM = re.compile(r"^(embeddings|patch_embed|stem|prompt_encoder|altup_projections)$|^per_layer_\w*projection")
+_TOP = re.compile(r"^((lm|mlp|cls|classification)_)?heads?$|^classifier$|^pooler$|unembed|embed_out")
 _POSITION = re.compile(r"(^|_)pos(_|$|ition)|^wpe$")
 _ATTENTION = re.compile(r"attn|attention")
-_BARE_BOTTOM = re.compile(r"embed|(^|_)emb$|(^|_)pos(_|$|ition)|tokens?$")
-_BARE_TOP = re.compile(r"proj|scale|bias|temperature")
+_PART = re.compile(r"attn|attention|mlp|(^|_)ff|feed_?forward|moe|expert")  # of a block; what repeats in there are no blocks
+_BARE_BOTTOM = re.compile(r"embed|(^|_)emb$|(^|_)pos(_|$|ition)|tokens?_?\d*$|newline|separator|latents|^quer(y|ies)$")
+_BARE_TOP = re.compile(r"proj|scale|bias|temperature|^weights(_dist)?$")
+_COMPANION = re.compile(r"embed|norm|pos")  # lists of these go with a list of stages, item by item
+_BRIDGE = re.compile(r"connector|projector|resampler|qformer")  # over it, a tower stands on the other
 _TOWERS = {"text": "text", "vision": "image", "visual": "image", "image": "image", "audio": "audio", "speech": "audio",
            "query": "query", "question": "query", "passage": "passage", "context": "passage", "ctx": "passage"}
 
@@ -47,139 +57,442 @@ def _unwrap(module: nn.Module) -> nn.Module:
         module = next(module.children())
     return module
 
+
 def _is_bottom(name: str, module: nn.Module) -> bool:
     "Embeddings and stems, wherever they were registered."
     embeds = "embed" in name and any(isinstance(m, nn.Embedding) for m in module.modules()) and not _stacked(module)
     return isinstance(module, nn.Embedding) or embeds or bool(_BOTTOM.search(name))
 
 
+def _widens(down: nn.Module, blocks: nn.Module) -> bool:
+    "Are the blocks as wide as what comes out of `down`, and not as what goes in? Then they run after it."
+    rows = {p.shape[0] for p in blocks.parameters() if p.ndim > 1}
+    wide = max((p.shape[0] for p in down.parameters() if p.ndim > 1), default=0)
+    return wide in rows and wide // 2 not in rows
+
+
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    "The children that hold parameters, in order of registration, but known bottoms first and known tops last."
-    found = [(name, _unwrap(child)) for name, child in module.named_children() if next(child.parameters(), None) is not None]
+    "The children that hold parameters, in the order in which they probably run."
+    found = [(key, _unwrap(child)) for key, child in module.named_children() if next(child.parameters(), None) is not None]
     if isinstance(module, _CHAINS):
         return found
-    return sorted(found, key=lambda pair: 0 if _is_bottom(*pair) else 2 if _TOP.search(pair[0]) else 1)
+    if len(found) > 1:  # PEFT keeps what it has replaced: a frozen twin
+        found = [(key, child) for key, child in found if key != "original_module" or any(p.requires_grad for p in child.parameters())]
+    found.sort(key=lambda pair: 0 if _is_bottom(*pair) else 2 if _TOP.search(pair[0]) else 1)
+    for i, (key, child) in enumerate(found):
+        if key == "downsample" and i and _widens(child, found[i - 1][1]):
+            found[i - 1:i + 1] = [found[i], found[i - 1]]
+    return [(key, child) for key, child in _in_step(found) if next(child.parameters(), None) is not None]
+
+
+def _in_step(children: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    "Where lists of embeddings or norms stand beside equally long lists of blocks, one item of each makes a stage."
+    columns: dict[str, list[tuple[str, nn.Module]]] = {}
+    for key, child in children:
+        if _TOP.search(key):
+            continue
+        if isinstance(child, nn.ModuleList):
+            columns[key] = [(f"{key}.{i}", _unwrap(item)) for i, item in enumerate(child)]
+        elif key[-1].isdigit():
+            columns.setdefault(key.rstrip("0123456789"), []).append((key, child))
+    length = max((len(column) for key, column in columns.items() if _COMPANION.search(key)), default=0)
+    columns = {key: column for key, column in columns.items() if len(column) == length > 1}
+    if len(columns) < 2:
+        return children
+    inside = [pair for pair in children if {pair[0], pair[0].rstrip("0123456789")} & columns.keys()]
+    start = children.index(inside[0])
+    stages = [pair for stage in zip(*columns.values(), strict=True) for pair in stage]
+    return children[:start] + stages + [pair for pair in children[start:] if pair not in inside]
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-027
+def _torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn")
+
+
+def _composite(module: nn.Module) -> bool:
+    "Several matrices: more than a single layer."
+    return sum(p.ndim > 1 for p in module.parameters()) > 1
+
+
+def _items(chain: nn.Module) -> Iterator[nn.Module]:
+    "What stands in a chain, and in the chains in it."
+    for _, item in _children(chain):
+        yield from _items(item) if isinstance(item, _CHAINS) else [item]
+
+
+def _blocks(module: nn.Module) -> set[type]:
+    "Classes of which there are several children with several matrices each, in a chain or numbered by hand: blocks of a deep network."
+    if isinstance(module, _CHAINS):
+        items = list(_items(module))
+        kinds = Counter(type(item) for item in items if _composite(item))
+        return {kind for kind, n in kinds.items() if n > 1 or len(items) == 1}
+    numbered = [(key.rstrip("0123456789"), type(child)) for key, child in module.named_children()
+                if key[-1].isdigit() and _composite(child) and not isinstance(child, _CHAINS)]
+    return {kind for (key, kind), n in Counter(numbered).items() if n > 1 and not _PART.search(key) and "conv" not in key}
+
+
 def _stacked(module: nn.Module) -> bool:
-    "Does the module hold a stack, a chain of items of one class with several matrices each: the repeated blocks of a deep network?"
-    return any(map(_is_stack, module.modules()))
+    "Does the module hold repeated blocks, itself or further in?"
+    return bool(_blocks(module)) or any(_stacked(child) for key, child in module.named_children() if not _PART.search(key))
 
-
-def _is_stack(module: nn.Module) -> bool:
-    items = [item for _, item in _children(module)] if isinstance(module, _CHAINS) else []
-    several = bool(items) and sum(p.ndim > 1 for p in items[0].parameters()) > 1
-    return several and len(set(map(type, items))) == 1 and not isinstance(items[0], _CHAINS)
 
 def _strange(module: nn.Module) -> list[str]:
     "The trainable parameters that the module holds itself and whose names do not say where they belong."
     return [name for name, p in module._parameters.items()
             if p is not None and p.requires_grad and not _BARE_BOTTOM.search(name) and not _BARE_TOP.search(name)]
 
-def _opens(module: nn.Module, name: str, item: bool, repeated: bool) -> bool:
-    "Is the module a row of layers (True) or one layer (False)? `item`: of a chain; `repeated`: it has siblings of its class."
-    children, stacked = _children(module), _stacked(module)
-    if not children or (not stacked and name and _strange(module)):
-        return False
-    if isinstance(module, _CHAINS) or type(module) is nn.ModuleDict:
-        return True
-    if item and repeated:
-        return any(key in _STAGES and _is_stack(child) for key, child in children)
-    plain = not (type(module).__module__.startswith("torch.nn") or _is_bottom(name, module) or _ATTENTION.search(name))
-    return stacked or (plain and not item and not repeated)
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-103
+@dataclass
+class _Layer:
+    name: str
+    params: list[Tensor]
+    module: nn.Module | None = None  # whose parameters they are; a bare parameter has none
+    joins: bool = False  # is no layer of its own, but part of the one below
+    embeds: bool = False  # is one layer with the embeddings beside it
+
+
+@dataclass
+class _Towers:
+    rows: dict[str, "_Row"]  # side by side
+
+
+_Row = list[_Layer | _Towers]  # bottom to top
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-031
-def _walk(module: nn.Module, path: str, seen: set[int], item: bool = False, repeated: bool = False) -> list:
-    "The layers of a module bottom to top: a list of layers and, where towers stand side by side, lists of towers."
-    name = path.rpartition(".")[2]
+class _Reader:
+    "Reads the layers of a model off its tree of modules."
 
-    def layer(name: str, params: Iterable[Tensor], joins: bool = False, embeds: bool = False) -> list[dict[str, Any]]:
-        params = [p for p in params if id(p) not in seen]  # tied weights belong to the lowest layer that uses them
-        seen.update(map(id, params))
-        return [{"params": params, "name": name, "joins": joins or all(p.ndim < 2 for p in params), "embeds": embeds}] if params else []
+    def __init__(self, model: nn.Module, placed: Iterable[int] = (), refuses: bool = True, opened: Collection[nn.Module] = ()):
+        self.taken, self.refuses, self.opened = set(placed), refuses, opened
+        self.stages = {type(m) for m in model.modules() if _stacked(m) and not _torchs(m)}  # rows of blocks; one block is a row too
+        self.blocks = {kind for m in model.modules() for kind in _blocks(m)}
 
-    if not _opens(module, name, item, repeated):
-        return layer(path or type(module).__name__, module.parameters(), bool(_POSITION.search(name)), _is_bottom(name, module))
-    prefix = path + "." if path else ""
-    if strange := _strange(module):
-        raise ValueError(
-            f"layer_groups cannot tell how deep the parameter '{prefix}{strange[0]}' lies: it belongs to no layer, and its name is not a "
-            "known one. Put it into a submodule that is registered where it is used, or write the list of groups by hand."
-        )
-    bare = {key: p for key, p in module._parameters.items() if p is not None}
-    row: list = [x for key, p in bare.items() if _BARE_BOTTOM.search(key) for x in layer(prefix + key, [p], joins=True)]
-    children = _children(module)
-    kinds = [type(child) for _, child in children]
-    chain = isinstance(module, _CHAINS)
-    tower_of = {} if chain else {key: _TOWERS.get(key.partition("_")[0]) for key, _ in children}
-    towers: dict[str, list] = {}
-    for key, child in children:
-        again = kinds.count(type(child)) > 1 or (len(kinds) == 1 and isinstance(module, nn.ModuleList))
-        part = _walk(child, prefix + key, seen, chain and (again or bool(path)), again)
-        tower = tower_of.get(key)
-        if tower and len(set(tower_of.values()) - {None}) > 1 and "decoder" not in key:
-            if not towers:
-                row.append(towers)
-            towers.setdefault(tower, []).extend(part)
-        else:
-            row += _settle(part) if key == "decoder" and _stacked(child) else part
-    row = [list(filter(None, map(_settle, towers.values()))) if node is towers else node for node in row]
-    return row + [x for key, p in bare.items() if not _BARE_BOTTOM.search(key) for x in layer(prefix + key, [p], joins=True)]
+    def opens(self, module: nn.Module, name: str, item: bool, repeated: bool) -> bool:
+        "Is the module a row of layers (True) or one layer (False)? `item`: of a chain; `repeated`: it has siblings of its class."
+        stage = type(module) in self.stages or module in self.opened or _stacked(module)
+        single = "base_layer" in module._modules or name == "prompt_encoder" or (name and _strange(module))  # adapters, prompts, kernels
+        if not _children(module) or (single and not stage):
+            return False
+        plain = not (_torchs(module) or type(module) in self.blocks or _is_bottom(name, module) or _ATTENTION.search(name))
+        return stage or isinstance(module, _CHAINS) or type(module) is nn.ModuleDict or (plain and not item and not repeated)
+
+    def layer(self, name: str, params: Iterable[Tensor], **kind: Any) -> _Row:
+        "A layer of what no lower layer has taken: a tied weight lives where it is used first."
+        layer = _Layer(name, [p for p in params if id(p) not in self.taken], **kind)
+        self.taken.update(map(id, layer.params))
+        layer.joins |= all(p.ndim < 2 for p in layer.params)
+        return [layer] if layer.params else []
+
+    def row(self, module: nn.Module, path: str = "", item: bool = False, repeated: bool = False) -> _Row:
+        "The layers of a module, bottom to top."
+        name = path.rpartition(".")[2]
+        if not self.opens(module, name, item, repeated):
+            joins, embeds = bool(_POSITION.search(name)), _is_bottom(name, module)
+            return self.layer(path or type(module).__name__, module.parameters(), module=module, joins=joins, embeds=embeds)
+        prefix = path + "." if path else ""
+        bare = {key: p for key, p in module._parameters.items() if p is not None}
+        if self.refuses and (strange := [key for key in _strange(module) if id(bare[key]) not in self.taken]):
+            raise ValueError(
+                f"layer_groups cannot tell how deep the parameter '{prefix}{strange[0]}' lies: it belongs to no layer, and its name is not "
+                "a known one. Pass a batch as example=, so that the forward pass tells, or say where with "
+                f"place={{'{prefix}{strange[0]}': 'bottom'}}. Or put it into a submodule that is registered where it is used."
+            )
+        row = [x for key, p in bare.items() if not _BARE_TOP.search(key) or _BARE_BOTTOM.search(key)
+               for x in self.layer(prefix + key, [p], joins=True)]
+        children = _children(module)
+        kinds = [type(child) for _, child in children]
+        side = _sides(module, children)
+        towers = _Towers({})
+        for key, child in children:
+            again = kinds.count(type(child)) > 1 or (len(kinds) == 1 and isinstance(module, nn.ModuleList))
+            inside = "." in key or isinstance(module, _CHAINS)
+            part = self.row(child, prefix + key, inside and (again or bool(path)), again)
+            if key in side:
+                row += [] if towers.rows else [towers]
+                towers.rows.setdefault(side[key], []).extend(part)
+            else:
+                row += _settle(part) if key == "decoder" and _stacked(child) else part
+        return row + [x for key, p in bare.items() for x in self.layer(prefix + key, [p], joins=True)]
+
+
+def _sides(module: nn.Module, children: list[tuple[str, nn.Module]]) -> dict[str, str]:
+    "The tower to which each child belongs, if there are towers: for text and images, or questions and passages."
+    side = {} if isinstance(module, _CHAINS) else {key: _TOWERS.get(key.partition("_")[0]) for key, _ in children}
+    several = len(set(side.values()) - {None}) > 1 and not any(_BRIDGE.search(key) for key, _ in children)
+    return {key: tower for key, tower in side.items() if tower and several and "decoder" not in key}
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-033
-def _settle(row: list) -> list:
+def _settle(row: _Row) -> _Row:
     "Vectors make no layer: norms and lone biases join the layer below them, or the one above where there is none."
-    out: list = []
-    waiting: list = []
+    out: _Row = []
+    waiting: list[_Layer] = []
     for node in row:
-        if isinstance(node, list):
-            out += [node] if node else []
-        elif out and (node["joins"] or node["embeds"] and _end(out, -1)["embeds"]):
-            _end(out, -1)["params"] += node["params"]
+        if isinstance(node, _Towers):
+            node = _Towers({key: rest for key, tower in node.rows.items() if (rest := _settle(tower))})
+            out += [node] if node.rows else []
+        elif out and (node.joins or (node.embeds and _end(out, -1).embeds)):
+            _end(out, -1).params += node.params
+        elif node.joins:
+            waiting.append(node)
         else:
-            (waiting if node["joins"] else out).append(node)
+            out.append(node)
     if waiting and not out:
-        out, waiting = [{**waiting[0], "joins": False}], waiting[1:]
+        out, waiting = [replace(waiting[0], joins=False)], waiting[1:]
     for node in waiting:
-        _end(out, 0)["params"] += node["params"]
+        _end(out, 0).params += node.params
     return out
 
 
-def _end(row: list, i: int) -> dict[str, Any]:
-    return _end(row[i][i], i) if isinstance(row[i], list) else row[i]
+def _end(row: _Row, i: int) -> _Layer:
+    "The first (0) or last (-1) layer of a row."
+    node = row[i]
+    return node if isinstance(node, _Layer) else _end(list(node.rows.values())[i], i)
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-036
-def _height(node: Any) -> int:
-    return max(sum(map(_height, tower)) for tower in node) if isinstance(node, list) else 1
+def _height(row: _Row) -> int:
+    "How many layers lie above each other."
+    return sum(1 if isinstance(node, _Layer) else max(map(_height, node.rows.values())) for node in row)
 
 
-def _place(row: list, below: int = 0, above: int = 0) -> Iterator[dict[str, Any]]:
+def _depths(row: _Row, below: int = 0, above: int = 0) -> Iterator[dict[str, Any]]:
     "Depth = layers below / (layers below + layers above), counted along the layer's own tower."
-    heights = list(map(_height, row))
     for i, node in enumerate(row):
-        under, over = below + sum(heights[:i]), above + sum(heights[i + 1:])
-        if isinstance(node, list):
-            for tower in node:
-                yield from _place(tower, under, over)
-        else:
+        under, over = below + _height(row[:i]), above + _height(row[i + 1:])
+        if isinstance(node, _Layer):
             depth = under / (under + over) if under + over else 0.5
-            yield {"params": node["params"], "name": node["name"], "depth": depth, "above": over}
+            yield {"params": node.params, "name": node.name, "depth": depth, "above": over}
+        else:
+            for tower in node.rows.values():
+                yield from _depths(tower, under, over)
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-107
+class _FirstUse(TorchFunctionMode):
+    "Notes the order in which a forward pass first computes with its parameters, and what each of these computations has below it."
+
+    def __init__(self, stands_for: dict[int, int]):  # id of a parameter in the model that runs -> id of ours
+        super().__init__()
+        self.stands_for = stands_for
+        self.bits = {key: 1 << i for i, key in enumerate(stands_for.values())}
+        self.below: dict[int, int] = {}  # in order of first use: id of a parameter -> bits of those that it is computed with the help of
+        self.when: dict[int, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x.is_meta for x in given):
+            args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to("meta"), (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.to and not args[0].is_meta and result.is_meta:  # what has values keeps them
+            result = args[0].to(result.dtype)
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)] + ([args[0]] if func is Tensor.__setitem__ else [])
+        if made:  # a question about shape or type is no use
+            below = 0
+            for x in given:
+                below |= getattr(x, "_below", 0)
+            for key in [self.stands_for[id(x)] for x in given if id(x) in self.stands_for]:
+                self.when.setdefault(key, len(self.when))
+                self.below.setdefault(key, below)
+                below |= self.bits[key]
+            for x in made:
+                if id(x) not in self.stands_for:
+                    x._below = below
+        return result
+
+    def reads(self, upper: int, lower: int) -> bool:
+        "Does the first use of one parameter compute with what another made?"
+        return bool(self.below[upper] & self.bits[lower])
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-109
+def _stand_in(model: nn.Module, meta: bool) -> tuple[nn.Module, dict[int, int]]:
+    "A copy of the model to run in its place, on the meta device or with values, and whose parameter each of its own stands for."
+    def twin(x: Tensor) -> Tensor:
+        if meta and x.is_floating_point():
+            return torch.empty(x.shape, dtype=x.dtype, device="meta")
+        return x.detach().to("cpu" if meta and not x.is_meta else x.device, copy=True)
+
+    memo: dict[int, Any] = {}  # what deepcopy takes as copied
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # torch's own compute weights, others may have effects
+            memo[id(hooks)] = type(hooks)((k, copy.copy(h)) for k, h in hooks.items() if type(h).__module__.startswith("torch.nn.utils"))
+        memo[id(module._backward_hooks)] = type(module._backward_hooks)()
+        memo |= {id(x): twin(x) for x in [*module._buffers.values(), *vars(module).values()] if isinstance(x, Tensor) and id(x) not in memo}
+    memo |= {id(p): nn.Parameter(twin(p), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo).eval(), {id(memo[id(p)]): id(p) for p in model.parameters()}
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-110
+def _follow(model: nn.Module, example: Any, meta: bool = True) -> _FirstUse:
+    "Send the example through a stand-in of the model, on the meta device if that works, and tell in which order it used the parameters."
+    device = next(model.parameters()).device
+    cuda = [device] if device.type == "cuda" and not meta else []
+    batch = tree_map_only(Tensor, lambda x: x.detach().to(device if not meta else "meta" if x.is_floating_point() else "cpu", copy=True),
+                          dict(example) if isinstance(example, Mapping) else example)
+    state = random.getstate()
+    try:
+        stand_in, stands_for = _stand_in(model, meta)
+        with torch.no_grad(), torch.random.fork_rng(cuda), torch.compiler.set_stance("force_eager"), _FirstUse(stands_for) as order:
+            stand_in(**batch) if isinstance(batch, dict) else stand_in(*(batch if isinstance(batch, tuple) else [batch]))
+    except Exception as error:
+        if meta and device.type != "meta":  # its course depends on values, so it needs some
+            return _follow(model, example, meta=False)
+        raise ValueError(
+            f"layer_groups cannot run the model on the example: {type(error).__name__}: {error} The example is what the model is called "
+            "with: one tensor, a tuple of positional arguments, or a dict of named ones."
+        ) from error
+    finally:
+        random.setstate(state)
+    return order
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-112
+def _layers(row: _Row) -> Iterator[_Layer]:
+    "All layers of a row, those of its towers too."
+    for node in row:
+        if isinstance(node, _Layer):
+            yield node
+        else:
+            for tower in node.rows.values():
+                yield from _layers(tower)
+
+
+def _used(row: _Row, order: _FirstUse) -> list[int]:
+    "The ids of the parameters that the forward pass used."
+    return [id(p) for layer in _layers(row) for p in layer.params if id(p) in order.when]
+
+
+def _apart(towers: _Towers, row: _Row, order: _FirstUse) -> bool:
+    "Do towers stand side by side in the forward pass? Not if one reads what another made, or what was made between them."
+    own = [_used(tower, order) for tower in towers.rows.values()]
+    inside = {order.when[p] for tower in own for p in tower}
+    between = [p for p in _used(row, order) if order.when[p] not in inside and min(inside) < order.when[p] < max(inside)] if inside else []
+    return not any(order.reads(p, q) for tower in own for p in tower for other in [between, *own] if other is not tower for q in other)
+
+
+def _standing(row: _Row, order: _FirstUse) -> _Row:
+    "The row, with towers that do not stand side by side laid into it."
+    out: _Row = []
+    for node in row:
+        if isinstance(node, _Layer) or _apart(node, row, order):
+            out.append(node)
+        else:
+            out += _standing([x for tower in node.rows.values() for x in tower], order)
+    return out
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-114
+def _by_use(row: _Row, order: _FirstUse) -> _Row:
+    "The row in order of first use. What is not used follows what it is registered behind; if it is frozen too, it is no layer."
+    steps: list[tuple[float, _Layer | _Towers]] = []
+    last = -1.0
+    for node in _standing(row, order):
+        used = [order.when[p] for p in _used([node], order)]
+        time = min(used, default=last)
+        if isinstance(node, _Towers):
+            steps.append((time, _Towers({key: _by_use(tower, order) for key, tower in node.rows.items()})))
+        elif used or any(p.requires_grad for p in node.params):
+            for p in node.params:
+                time = order.when.get(id(p), time)
+                steps.append((time, replace(node, params=[p])))
+        last = max(used, default=last)
+    runs = _joined(node for _, node in sorted(steps, key=lambda step: step[0]))
+    for layer in runs:
+        if isinstance(layer, _Layer):
+            layer.joins = layer.joins or all(p.ndim < 2 for p in layer.params)
+    return _joined(_settle(runs))
+
+
+def _joined(row: Iterable[_Layer | _Towers]) -> _Row:
+    "Neighbouring pieces of a layer are one."
+    out: _Row = []
+    for node in row:
+        if out and isinstance(node, _Layer) and isinstance(out[-1], _Layer) and out[-1].name == node.name:
+            out[-1].params += node.params
+        else:
+            out.append(node)
+    return out
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-116
+def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    "Every name of every parameter, without the names of wrappers."
+    every = model.named_parameters(remove_duplicate=False)
+    return [(".".join(part for part in name.split(".") if part not in _WRAPPERS), p) for name, p in every]
+
+
+def _places(model: nn.Module, place: Mapping[str, str]) -> dict[int, tuple[Tensor, str]]:
+    "The parameters that `place` speaks of, and where they go; ValueError for a name that the model does not have."
+    named = _named(model)
+    placed: dict[int, tuple[Tensor, str]] = {}
+    for key, where in place.items():
+        found = [p for name, p in named if f"{name}.".startswith(f"{key}.")]
+        if not found:
+            close = [f" Is it '{name}'?" for name in difflib.get_close_matches(key, [name for name, _ in named], 1)]
+            raise ValueError(f"place names '{key}', but the model has no such parameter or module." + "".join(close))
+        placed |= {id(p): (p, where) for p in found}
+    return placed
+
+
+def _put(row: _Row, placed: dict[int, tuple[Tensor, str]], name: str) -> None:
+    "Add each parameter to the layer where `place` wants it; `name` is that of the only layer where there is no other."
+    row += [] if row else [_Layer(name, [])]
+    layers = {layer.name: layer for layer in _layers(row)}
+    for p, where in placed.values():
+        layer = _end(row, 0) if where == "bottom" else _end(row, -1) if where == "top" else layers.get(where)
+        if layer is None:
+            raise ValueError(f"place says '{where}', but it must be 'bottom', 'top' or a layer: {', '.join(layers)}.")
+        layer.params.append(p)
+
+# %% ../nbs/04_layerwise.ipynb #04_layerwise-118
+def _large(row: _Row) -> dict[str, tuple[float, nn.Module | None]]:
+    "Layers with more than a third of the weights in a network of repeated blocks: their share, and the module if it should be opened."
+    layers = list(_layers(row))
+    kinds = Counter(type(layer.module) for layer in layers if layer.module and _composite(layer.module))
+    total = sum(p.numel() for layer in layers for p in layer.params)
+    found = {}
+    for layer in layers:
+        share = sum(p.numel() for p in layer.params) / total
+        if max(kinds.values(), default=0) > 2 and share > 1 / 3 and not layer.embeds and sum(p.ndim > 1 for p in layer.params) > 1:
+            module = layer.module
+            block = module is not None and kinds[type(module)] > 1 and share < 1 / 2  # stays whole
+            found[layer.name] = share, module if module and not block and _children(module) and not _strange(module) else None
+    return found
+
+
+def _name_pieces(row: _Row, model: nn.Module) -> None:
+    "Give the pieces of a layer, which other layers lie between, names of their own: those of their first parameters."
+    names = {id(p): name for name, p in reversed(_named(model))}
+    given: set[str] = set()
+    for layer in _layers(row):
+        layer.name = names[id(layer.params[0])] if layer.name in given else layer.name
+        given.add(layer.name)
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-037
 def layer_groups(
     model: nn.Module,  # any model
+    example: Any = None,  # what the model is called with, to follow its forward pass: a tensor, a tuple or a dict
+    place: Mapping[str, str] | None = None,  # parameter or module -> "bottom", "top", or the name of the layer that it joins
 ) -> list[dict[str, Any]]:  # bottom to top: {"params", "name", "depth" in [0, 1], "above": number of layers above it}
     "Parameter groups of the layers of `model`, every trainable parameter once; raises ValueError that names what has no place."
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_groups needs an nn.Module, not {type(model).__name__}.")
     if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
         raise ValueError(f"The parameter '{lazy[0]}' has no shape yet: send one batch through the model before layer_groups.")
-    groups = sorted(_place(_settle(_walk(_unwrap(model), "", set()))), key=lambda group: group["depth"])
-    groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("The model has no trainable parameter: set requires_grad on those that should learn.")
-    return groups
+    model = _unwrap(model)
+    placed = _places(model, place or {})
+    order = None if example is None else _follow(model, example)
+    opened: set[nn.Module] = set()
+    while True:
+        row = _Reader(model, placed, order is None, opened).row(model)
+        row = _settle(row) if order is None else _by_use(row, order)
+        large = _large(row)
+        more = {module for _, module in large.values() if module} - opened
+        if not more:
+            break
+        opened |= more
+    for name, (share, _) in large.items():
+        warnings.warn(f"layer_groups: the layer '{name}' holds {share:.0%} of the weights and stays whole.", stacklevel=2)
+    _put(row, placed, type(model).__name__)
+    _name_pieces(row, model)
+    groups = sorted(_depths(row), key=lambda group: group["depth"])
+    groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return [group for group in groups if group["params"]]
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-069
 class LARS(Strict):

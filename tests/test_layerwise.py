@@ -1,16 +1,27 @@
-"""layer_groups on the architecture zoo and on random trees; LARS as a torch optimizer must survive."""
+"""layer_groups on the architecture zoo, on random trees and after real forward passes; LARS as a torch optimizer must survive."""
 
 import copy
 import io
+import json
+import os
 import pickle
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dals.layerwise import LARS, discriminative, layer_groups
+
+pytestmark = pytest.mark.filterwarnings("ignore:layer_groups")  # a block of a tiny network is easily a third of it
 
 ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
 TINY = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
@@ -149,7 +160,7 @@ def test_zoo(name):
 
 def test_blocks_of_an_image_net_are_layers():
     count = {name: len(layer_groups(ZOO[name][0]())) for name in ("densenet", "googlenet", "swin", "efficientnet")}
-    assert count == {"densenet": 9, "googlenet": 15, "swin": 17, "efficientnet": 19}
+    assert count == {"densenet": 63, "googlenet": 15, "swin": 17, "efficientnet": 19}
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
@@ -256,6 +267,342 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+# ---- the kinds of shared models that names alone once misread; the order is written by hand
+
+STAGES = [2, 2]
+PVT = dict(image_size=32, num_encoder_blocks=2, depths=STAGES, sequence_reduction_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[4, 2],
+           strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2])
+POOL = dict(num_encoder_blocks=2, depths=STAGES, hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2], padding=[2, 1])
+IN_STEP = [f"{{0}}.encoder.{part}" for i in (0, 1) for part in (f"patch_embeddings.{i}", f"block.{i}.0", f"block.{i}.1")]
+
+
+def bert_with_a_late_pooler(name):
+    return lambda: hf(f"{name}ForSequenceClassification", f"{name}Config", **TEXT)
+
+
+def gemma3n():
+    return hf("Gemma3nForCausalLM", "Gemma3nTextConfig", vocab_size=50, vocab_size_per_layer_input=50, hidden_size=16, intermediate_size=32,
+              hidden_size_per_layer_input=8, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=8, laurel_rank=4,
+              num_kv_shared_layers=0, layer_types=["full_attention"] * 3, activation_sparsity_pattern=[0.0] * 3, **ENDS)
+
+
+LATE_POOLER = ["{0}.embeddings", *numbered("{{0}}.layers.{}", 3), "{0}.pooler.dense", "classifier"]
+BY_HAND = {  # name -> (a builder, the names of its layers from bottom to top)
+    "nomic bert": (bert_with_a_late_pooler("NomicBert"), [name.format("nomic_bert") for name in LATE_POOLER]),
+    "gte": (bert_with_a_late_pooler("Gte"), [name.format("gte") for name in LATE_POOLER]),
+    "pvt": (lambda: hf("PvtForImageClassification", "PvtConfig", **PVT), [*[name.format("pvt") for name in IN_STEP], "classifier"]),
+    "poolformer": (lambda: hf("PoolFormerForImageClassification", "PoolFormerConfig", **POOL),
+                   [*[name.format("poolformer") for name in IN_STEP], "classifier"]),
+    "regnet": (lambda: timm_model("regnety_002"), [
+        "stem", "s1.b1", "s2.b1", *[f"s3.b{j}" for j in range(1, 5)], *[f"s4.b{j}" for j in range(1, 8)], "head.fc"]),
+    "nest": (lambda: timm_model("nest_tiny"), [
+        "patch_embed", *numbered("levels.0.transformer_encoder.{}", 2), "levels.1.pool.conv",
+        *numbered("levels.1.transformer_encoder.{}", 2), "levels.2.pool.conv", *numbered("levels.2.transformer_encoder.{}", 8), "head"]),
+    "gemma 3n": (gemma3n, ["model.embed_tokens", *numbered("model.altup_projections.{}", 3), *numbered("model.layers.{}", 3),
+                           *numbered("model.altup_unembed_projections.{}", 3)]),
+    "fasternet": (lambda: timm_model("fasternet_t0"), [
+        "patch_embed", "stages.0.blocks.0", "stages.1.downsample.reduction", *numbered("stages.1.blocks.{}", 2),
+        "stages.2.downsample.reduction", *numbered("stages.2.blocks.{}", 8), "stages.3.downsample.reduction",
+        *numbered("stages.3.blocks.{}", 2), "conv_head", "classifier"]),
+    "swin": (lambda: hf("SwinForImageClassification", "SwinConfig", embed_dim=8, depths=STAGES, num_heads=[2, 2], image_size=32), [
+        "swin.embeddings", *numbered("swin.encoder.layers.0.blocks.{}", 2), "swin.encoder.layers.0.downsample.reduction",
+        *numbered("swin.encoder.layers.1.blocks.{}", 2), "classifier"]),
+    "densenet": (lambda: timm_model("densenet121", block_config=(2, 3)), [
+        "features.conv0", *[f"features.denseblock1.denselayer{i}" for i in (1, 2)], "features.transition1.conv",
+        *[f"features.denseblock2.denselayer{i}" for i in (1, 2, 3)], "classifier"]),
+}
+
+
+class Uses(TorchDispatchMode):
+    "The order in which parameters are computed with, heard one level below the library's ear."
+
+    def __init__(self, model):
+        super().__init__()
+        self.names, self.order = {id(p): name for name, p in model.named_parameters()}, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.order += [name for x in tree_leaves((args, kwargs)) if (name := self.names.get(id(x))) and name not in self.order]
+        return func(*args, **(kwargs or {}))
+
+
+def out_of_order(model, groups, batch):
+    "Pairs of used parameters whose groups lie against the order of use."
+    with torch.no_grad(), Uses(model) as uses:
+        model(batch) if isinstance(batch, torch.Tensor) else model(**batch)
+    depth = {id(p): group["depth"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    found = [depth[id(named[name])] for name in uses.order if id(named[name]) in depth]
+    assert len(found) > 1
+    return sum(a > b for i, a in enumerate(found) for b in found[i + 1:])
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_order_by_hand(name):
+    build, layers = BY_HAND[name]
+    with torch.device("meta"):
+        model = build()
+    groups = layer_groups(model)
+    check(model, groups)
+    assert [group["name"] for group in groups] == layers
+
+
+def test_twenty_orders_are_written_by_hand():
+    assert len(BY_HAND) + sum(layers is not None for _, layers in ZOO.values()) >= 20
+
+
+IMAGES = (
+    "regnety_002", "densenet121", "nest_tiny", "edgenext_xx_small", "iformer_s", "dla34", "coat_tiny", "crossvit_tiny_240", "fasternet_t0",
+    "twins_pcpvt_small", "davit_tiny", "levit_128s", "mobilevit_xxs", "efficientvim_m1", "nextvit_small")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_stages_are_opened_and_the_forward_pass_is_followed(name):
+    with torch.device("meta"):
+        model = timm_model(name).eval()
+    batch = torch.zeros(1, *model.pretrained_cfg["input_size"])
+    total = sum(p.numel() for p in model.parameters())
+    for groups in (layer_groups(model), layer_groups(model, batch)):
+        check(model, groups)
+        assert max(sum(p.numel() for p in group["params"]) for group in groups) < total / 3
+    assert out_of_order(model, groups, batch.to("meta")) == 0
+
+
+def test_the_pooler_of_a_followed_encoder_lies_between_blocks_and_classifier():
+    model = bert_with_a_late_pooler("NomicBert")()
+    batch = {"input_ids": torch.arange(5, 13)[None]}
+    groups = layer_groups(model, batch)
+    assert [group["name"] for group in groups] == BY_HAND["nomic bert"][1]
+    assert out_of_order(model, groups, batch) == 0
+
+
+def test_per_layer_projections_of_gemma_lie_at_the_bottom():
+    model = gemma3n()
+    [below] = [group for group in layer_groups(model) if any(p is model.model.per_layer_model_projection.weight for p in group["params"])]
+    assert below["depth"] == 0
+    batch = {"input_ids": torch.arange(5, 13)[None]}
+    assert out_of_order(model, layer_groups(model, batch), batch) == 0
+
+
+@pytest.mark.parametrize("key", ["cls_token1", "cls_token_0", "image_newline", "latents", "query"])
+def test_known_tokens_lie_at_the_bottom(key):
+    model = Bare(**{key: (1, 2)})
+    assert any(p is getattr(model, key) for p in layer_groups(model)[0]["params"])
+
+
+class Swapped(nn.Module):
+    "Linear layers and bare matrices of nameless names, registered in one order and used in another."
+
+    def __init__(self, kinds, order):
+        super().__init__()
+        for i in order:
+            setattr(self, f"m{i}x", nn.Linear(3, 3) if kinds[i] == "linear" else nn.LayerNorm(3) if kinds[i] == "norm" else
+                    nn.TransformerEncoderLayer(3, 1, 4, batch_first=True) if kinds[i] == "block" else nn.Parameter(torch.eye(3)))
+        self.kinds = kinds
+
+    def forward(self, x):
+        for i, kind in enumerate(self.kinds):
+            x = x @ getattr(self, f"m{i}x") if kind == "bare" else getattr(self, f"m{i}x")(x)
+        return x
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["linear", "norm", "bare", "block"]), min_size=2, max_size=7).flatmap(
+    lambda kinds: st.tuples(st.just(kinds), st.permutations(range(len(kinds))))))
+def test_depth_is_the_order_of_use(drawn):
+    kinds, order = drawn
+    model, batch = Swapped(kinds, order).eval(), torch.ones(2, 4, 3)
+    groups = layer_groups(model, batch)
+    check(model, groups)
+    assert out_of_order(model, groups, batch) == 0
+    if {"linear", "block"} & set(kinds):
+        assert [group["name"] for group in groups] == [f"m{i}x" for i, kind in enumerate(kinds) if kind in ("linear", "block")]
+
+
+class Touchy(nn.Module):
+    "Counts its calls, keeps what it saw, moves buffers, draws numbers, and looks at values."
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm, self.drop, self.first = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(3))
+        self.calls, self.kept, self.looks = 0, {}, False
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        x = self.drop(self.norm(self.first(x))) + torch.rand(4) * random.random()
+        self.seen = self.seen * 2
+        self.kept["x"] = x
+        self.up.bias.data.add_(1)
+        if self.looks and x.sum().item() > 1e9:
+            return x
+        return self.up(x)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_followed_model_does_not_notice(looks):
+    model, calls = Touchy(), []
+    model.looks = looks
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: calls.append("forward"))
+        module.register_forward_pre_hook(lambda *_: calls.append("before"))
+    model.norm.eval()
+    batch = torch.ones(5, 4)
+    before, parts = copy.deepcopy(model.state_dict()), {name: id(x) for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    modes, states = [m.training for m in model.modules()], (torch.get_rng_state(), random.getstate())
+    groups = layer_groups(model, batch)
+    assert [group["name"] for group in groups] == ["first", "up"]
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert parts == {name: id(x) for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    assert modes == [m.training for m in model.modules()] and (model.calls, model.kept, calls) == (0, {}, [])
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    assert torch.equal(batch, torch.ones(5, 4)) and all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_weights_that_torch_computes_in_hooks_are_followed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old, older = nn.utils.spectral_norm(nn.Linear(3, 3)), nn.utils.weight_norm(nn.Linear(3, 3))
+    chain = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), old, older)
+    assert [(group["name"], len(group["params"])) for group in layer_groups(chain, torch.ones(2, 3))] == [("0", 3), ("1", 2), ("2", 3)]
+
+
+def test_examples_are_tensors_tuples_and_dicts():
+    model = nn.Bilinear(3, 3, 2)
+    x = torch.ones(2, 3)
+    for example in ((x, x), {"input1": x, "input2": x}):
+        assert [group["depth"] for group in layer_groups(model, example)] == [0.5]
+    for wrong in (x, torch.ones(2, 5), {"nothing": x}):
+        with pytest.raises(ValueError, match="cannot run the model on the example.*tuple.*dict"):
+            layer_groups(model, wrong)
+
+
+def test_what_is_not_used_follows_what_it_is_registered_behind():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.top, self.low, self.spare = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+            self.mask_weight = nn.Parameter(torch.ones(2))
+            self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+        def forward(self, x):
+            return self.top(self.low(x))
+    groups = layer_groups(Spare(), torch.ones(1, 2))
+    assert [group["name"] for group in groups] == ["low", "spare", "top"]  # what neither trains nor runs is no layer
+
+
+class Reader(nn.Module):
+    "A text tower that may read what the image tower made."
+
+    def __init__(self, reads):
+        super().__init__()
+        self.text_model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        self.vision_model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        self.reads = reads
+
+    def forward(self, x):
+        image = self.vision_model[1](self.vision_model[0](x))
+        text = self.text_model[1](self.text_model[0](x) + (image if self.reads else 0))
+        return image * text
+
+
+def test_towers_stand_side_by_side_only_if_neither_reads_the_other():
+    def depth(model):
+        return {group["name"]: group["depth"] for group in layer_groups(model, torch.ones(1, 2))}
+    assert depth(Reader(False)) == {"text_model.0": 0, "text_model.1": 1, "vision_model.0": 0, "vision_model.1": 1}
+    assert depth(Reader(True)) == {"vision_model.0": 0, "vision_model.1": 1 / 3, "text_model.0": 2 / 3, "text_model.1": 1}
+    batch = {"input_ids": torch.tensor([[1, 5, 2]]), "pixel_values": torch.zeros(1, 3, 32, 32)}
+    assert [group["depth"] for group in layer_groups(clip(), batch)] == [group["depth"] for group in layer_groups(clip())]
+
+
+def test_place():
+    model = Bare(mystery=(2, 2), scale=())
+
+    def at(place, example=None):
+        return [[name for name, p in model.named_parameters() if any(p is q for q in group["params"])]
+                for group in layer_groups(model, example, place)]
+    first, second = ["first.weight", "first.bias"], ["second.weight", "second.bias"]
+    assert at({"mystery": "bottom"}) == [["mystery", *first], ["scale", *second]]
+    assert at({"mystery": "top", "scale": "bottom"}) == [["scale", *first], ["mystery", *second]]
+    assert at({"mystery": "first"}) == at({"mystery": "bottom"})
+    assert at({"mystery": "top", "first": "top"}) == [["mystery", "scale", *first, *second]]
+    assert at({name: "bottom" for name in ("mystery", "scale", "first", "second")}) == [["mystery", "scale", *first, *second]]
+    for place, words in (({"mysteri": "top"}, "Is it 'mystery'"), ({"mystery": "middle"}, "'bottom', 'top' or a layer: first, second"),
+                         ({"zzz": "top"}, "no such parameter")):
+        with pytest.raises(ValueError, match=words):
+            at(place)
+    with pytest.raises(ValueError, match=r"example=.*place=\{'mystery': 'bottom'\}"):
+        layer_groups(model)
+
+
+def test_peft_keeps_a_frozen_twin_that_is_no_layer():
+    """The shapes of PEFT's wrappers, by hand: ModulesToSaveWrapper, a LoRA layer, a prompt encoder."""
+    def wrapper(original):
+        return nn.ModuleDict(dict(original_module=original.requires_grad_(False),
+                                  modules_to_save=nn.ModuleDict(dict(default=copy.deepcopy(original).requires_grad_(True)))))
+
+    class Lora(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base_layer = base.requires_grad_(False)
+            self.lora_A, self.lora_B = (nn.ModuleDict(dict(default=nn.Linear(16, 16))) for _ in "AB")
+    plain = ZOO["bert"][0]()
+    above = {group["name"]: group["above"] for group in layer_groups(plain)}
+    tuned = ZOO["bert"][0]()
+    tuned.bert.embeddings.requires_grad_(False)
+    tuned.classifier = wrapper(tuned.classifier)
+    tuned.bert.pooler.dense = Lora(tuned.bert.pooler.dense)
+    found = {group["name"]: group["above"] for group in layer_groups(tuned)}
+    assert found.pop("classifier.modules_to_save.default") == 0
+    assert found == {name: n for name, n in above.items() if name not in ("classifier", "bert.embeddings")}
+    whole = nn.Module()
+    whole.base_model, whole.prompt_encoder = plain, nn.ModuleDict(dict(default=nn.Sequential(nn.Embedding(4, 16), nn.Linear(16, 16))))
+    groups = layer_groups(whole)
+    assert {id(p) for p in whole.prompt_encoder.parameters()} <= {id(p) for p in groups[0]["params"]}
+    assert [group["above"] for group in groups][1:] == list(above.values())[1:]
+
+
+def test_no_layer_is_most_of_a_deep_network():
+    class Lump(nn.Module):
+        def __init__(self, big):
+            super().__init__()
+            self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(4, 2, 8) for _ in range(4)))
+            self.attention = big
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_ = layer_groups(Lump(nn.ModuleDict(dict(a=nn.Linear(40, 40), b=nn.Linear(40, 40)))))
+        assert [group["name"] for group in open_][-2:] == ["attention.a", "attention.b"]
+        layer_groups(Lump(nn.Embedding(1000, 4)))  # a table cannot be divided
+        layer_groups(nn.Sequential(nn.Linear(2, 99), nn.Linear(99, 99)))  # nor is it said of a network without blocks
+    with pytest.warns(UserWarning, match=r"'attention' holds 9\d% of the weights"):
+        layer_groups(Lump(nn.LSTM(40, 40)))
+
+
+DISTIL_LAYERS = ["embeddings", *(f"transformer.layer.{i}" for i in range(6))]
+OWN = {  # the networks that records were made with: their layers are part of what the records mean
+    "synthetic": ["0", "2", "4", "6"], "synthetic-released": ["0", "2", "4", "6"],
+    "cifar10": ["features.0", "features.3", "features.6", "classifier.1", "classifier.3"],
+    "trec6+minilm-l6": ["encoder.embeddings", *numbered("encoder.encoder.layer.{}", 6), "pre_classifier", "classifier"],
+}
+
+
+@pytest.mark.parametrize("name", [*OWN, "distilbert"])
+def test_the_groups_of_our_own_networks_stay(name):
+    from dals.tasks import available, get_task
+    if name == "distilbert":
+        model = ZOO[name][0]()
+        layers = [*(f"distilbert.{layer}" for layer in DISTIL_LAYERS), "pre_classifier", "classifier"]
+    else:
+        if sentence := available(name) if "minilm" in name else None:
+            pytest.skip(sentence)
+        model, layers = get_task(name).model(), OWN[name]
+    groups = layer_groups(model)
+    assert [(group["name"], group["depth"], group["above"]) for group in groups] == [
+        (layer, i / (len(layers) - 1), len(layers) - 1 - i) for i, layer in enumerate(layers)]
+    for group in groups:  # and each holds its own module's parameters, in their order
+        assert [id(p) for p in group["params"]] == [id(p) for p in model.get_submodule(group["name"]).parameters()]
+
+
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -309,6 +656,18 @@ def test_matrices_count_in_a_chain(kinds):
     layers = [i for i, kind in enumerate(kinds) if kind in ("linear", "block")]
     assert [group["name"] for group in groups] == [str(i) for i in layers]
     assert [group["above"] for group in groups] == list(range(len(layers)))[::-1]
+
+
+def test_the_survey_measures_a_model_once_and_writes_its_page(tmp_path):
+    pytest.importorskip("timm"), pytest.importorskip("transformers"), pytest.importorskip("torchvision")
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "layers.py"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, script, "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md"],
+                              capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(script.parent.parent)})
+        assert done.returncode == 0, done.stderr[-2000:]
+    [row] = (tmp_path / "page.jsonl").read_text().splitlines()
+    assert json.loads(row)["example"]["raw"] == 0 < json.loads(row)["plain"]["raw"]
+    assert "| timm | coat_tiny | 52 | 5% |" in (tmp_path / "page.md").read_text()
 
 
 def problem():

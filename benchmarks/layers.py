@@ -1,0 +1,368 @@
+"""Does `layer_groups` find the layers? On a model of each module of timm and torchvision and of each model type of transformers.
+
+    nice -n 10 python benchmarks/layers.py              # all, about an hour of one core; writes benchmarks/layers.md and layers.jsonl
+    nice -n 10 python benchmarks/layers.py --minutes 10 # what is missing, as far as that goes
+    python benchmarks/layers.py --only timm --model resnet18 --out FILE # writes FILE.md and FILE.jsonl
+
+What stands in the .jsonl is not measured again, until --again. Models of more than 150 million weights lie on the meta device.
+"""
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import timm
+import torch
+import torchvision
+import transformers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers.models.auto import configuration_auto, modeling_auto
+
+from dals.layerwise import layer_groups
+
+LIMIT = 20 # seconds of computing for one model
+LIGHT = 150e6 # parameters; so many can run with values, where a pass depends on them
+TRIES = 6 # examples for a model
+LAYERS = re.compile(r"^(num|n)_(hidden_)?(layers?|blocks)$|^(en|de)coder_layers$|^(en|de)coder_num_layers$|^depth$")
+CASES = {"regnet": "regnety_002", "densenet": "densenet121", "nest": "nest_tiny", "edgenext": "edgenext_xx_small", "iformer": "iformer_s",
+         "dla": "dla34", "coat": "coat_tiny", "crossvit": "crossvit_tiny_240", "fasternet": "fasternet_s", "twins": "twins_pcpvt_small",
+         "vision_transformer": "vit_tiny_patch16_224", "resnet": "resnet50", "vgg": "vgg16_bn"} # the rest: the first by name
+TASKS = ("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM",
+         "AUDIO_CLASSIFICATION", "CTC", "SPEECH_SEQ_2_SEQ", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION",
+         "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "MASKED_LM")
+Case = tuple[str, str, Callable[[], nn.Module], Callable[[nn.Module], Iterator[Any]]] # library, name, model, examples to try
+
+
+def timm_cases() -> Iterator[Case]:
+    for family in timm.list_modules():
+        if names := timm.list_models(module=family):
+            name = CASES.get(family, names[0])
+
+            def examples(model):
+                yield torch.zeros(2, *model.pretrained_cfg.get("input_size", (3, 224, 224)))
+                yield torch.zeros(2, 3, 256, 256)
+            yield "timm", name, lambda name=name: timm.create_model(name), examples
+
+
+def torchvision_cases() -> Iterator[Case]:
+    seen = set()
+    for name in torchvision.models.list_models():
+        module = torchvision.models.get_model_builder(name).__module__
+        if module in seen:
+            continue
+        seen.add(module)
+
+        def examples(model, module=module):
+            if ".detection" in module:
+                yield ([torch.rand(3, 320, 320)],)
+            elif ".optical_flow" in module:
+                yield torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128)
+            elif ".video" in module:
+                yield torch.zeros(1, 3, 16, 224, 224)
+            else:
+                yield torch.zeros(2, 3, 320 if "inception" in module else 224, 320 if "inception" in module else 224)
+        options = {"weights_backbone": None} if ".detection" in module or ".segmentation" in module else {}
+        yield "torchvision", name, lambda name=name, options=options: torchvision.models.get_model(name, weights=None, **options), examples
+
+
+def setting(config: Any, *names: str, default: Any) -> Any:
+    "The first of these settings that the configuration has, its parts included"
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, transformers.PretrainedConfig))]
+    found = (getattr(part, name, None) for name in names for part in parts)
+    return next((value for value in found if value is not None), default)
+
+
+def transformers_examples(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    "Batches for the inputs that the model's forward names: all of them, then fewer"
+    config, takes = model.config, inspect.signature(model.forward).parameters
+    size = setting(config, "image_size", default=224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = setting(config, "num_channels", default=3)
+    mels = setting(config, "num_mel_bins", "feature_size", "num_mel_features", default=80)
+    words = torch.arange(5, 13)[None]
+    length = setting(config, "max_source_positions", default=1500) * 2
+    series = setting(config, "context_length", "prediction_length", default=64)
+    pieces = {
+        "input_ids": [words], "decoder_input_ids": [words], "attention_mask": [torch.ones(1, 8, dtype=torch.long)],
+        "pixel_values": [torch.zeros(1, channels, height, width), torch.zeros(1, channels, 224, 224), torch.zeros(1, channels, 512, 512),
+                         torch.zeros(1, setting(config, "num_frames", default=8), channels, height, width)],
+        "input_features": [torch.zeros(1, mels, length), torch.zeros(1, 200, mels), torch.zeros(1, mels, 3000)],
+        "input_values": [torch.zeros(1, 16000), torch.zeros(1, 1, 16000), torch.zeros(1, 1024, 128)],
+        "past_values": [torch.zeros(1, series, setting(config, "num_input_channels", "input_size", default=1))],
+        "bbox": [torch.zeros(1, 8, 4, dtype=torch.long)],
+    }
+    main = [name for name in pieces if name in takes and name not in ("decoder_input_ids", "attention_mask", "bbox")]
+    extra = {name: pieces[name][0] for name in ("bbox",) if name in takes}
+    sequence = {"decoder_input_ids": words} if "decoder_input_ids" in takes else {}
+    for more in (extra, {**extra, **sequence}):
+        for alone in [main] * (len(main) > 1) + [[name] for name in main]:
+            for i in range(max((len(pieces[name]) for name in alone), default=0)):
+                yield {name: pieces[name][min(i, len(pieces[name]) - 1)] for name in alone} | more
+    yield dict(model.dummy_inputs)
+
+
+def short(kind: type) -> Any:
+    "The usual configuration, but no stack of more than four layers"
+    usual = kind()
+    parts = {key: short(type(part)) for key, part in vars(usual).items() if isinstance(part, transformers.PretrainedConfig)}
+    return kind(**parts, **{key: 4 for key, n in vars(usual).items() if isinstance(n, int) and LAYERS.search(key) and n > 4})
+
+
+def transformers_cases() -> Iterator[Case]:
+    tables = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in TASKS] + [modeling_auto.MODEL_MAPPING_NAMES]
+    for kind in configuration_auto.CONFIG_MAPPING_NAMES:
+        name = next((table[kind] for table in tables if kind in table), None)
+        if name is None:
+            continue
+        name = name if isinstance(name, str) else name[0]
+
+        def build(kind=kind, name=name):
+            made, shape = getattr(transformers, name), configuration_auto.CONFIG_MAPPING[kind]
+            try:
+                return made(short(shape))
+            except Exception: # which lengths must agree differs between models
+                return made(shape())
+        yield "transformers", name, build, transformers_examples
+
+
+class Uses(TorchDispatchMode):
+    "In which order a forward pass computes with the parameters, told at the level below the one that the library listens at"
+
+    def __init__(self, params: list[nn.Parameter]):
+        super().__init__()
+        self.bit = {id(p): 1 << i for i, p in enumerate(params)}
+        self.below: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        below = 0
+        for x in given:
+            below |= getattr(x, "_below", 0)
+        for x in given:
+            if id(x) in self.bit:
+                self.below.setdefault(id(x), below)
+                below |= self.bit[id(x)]
+        if func is torch.ops.aten._to_copy.default and not args[0].is_meta:
+            kwargs = {key: value for key, value in kwargs.items() if key != "device"} # what has values keeps them
+        if any(x.is_meta for x in given):
+            args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to("meta"), (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and id(x) not in self.bit:
+                x._below = below
+        return result
+
+
+def uses(model: nn.Module, example: Any) -> Uses:
+    mode = Uses(list(model.parameters()))
+    if next(model.parameters()).is_meta:
+        example = tree_map_only(Tensor, lambda x: x.to("meta") if x.is_floating_point() else x, example)
+    with torch.no_grad(), mode:
+        if isinstance(example, dict):
+            model(**example)
+        else:
+            model(*(example if isinstance(example, tuple) else [example]))
+    return mode
+
+
+def out_of_order(groups: list[dict[str, Any]], mode: Uses) -> tuple[float, float]:
+    "Which share of all pairs, and of those pairs of which one reads what the other made, lies in groups out of forward order"
+    depth = {id(p): group["depth"] for group in groups for p in group["params"]}
+    used = [key for key in mode.below if key in depth]
+    order = np.array([depth[key] for key in used])
+    wrong = order[:, None] > order[None, :]
+    bits = list(mode.bit)
+    column = {key: i for i, key in enumerate(bits)}
+    size = (len(bits) + 7) // 8
+    table = np.stack([np.unpackbits(np.frombuffer(mode.below[key].to_bytes(size, "little"), np.uint8), bitorder="little") for key in used])
+    reads = table[:, [column[key] for key in used]].T.astype(bool) # [i, j]: the use of j reads what i made
+    before = np.triu(np.ones_like(wrong), 1)
+    return tuple(100 * float((wrong & mask).sum() / max(1, mask.sum())) for mask in (before, reads & before))
+
+
+def repeated(model: nn.Module) -> bool:
+    "Do three or more modules side by side have one class and several matrices each?"
+    several = {m for m in model.modules() if sum(p.ndim > 1 for p in m.parameters()) > 1}
+    return any(n > 2 for m in model.modules() for n in Counter(type(child) for child in m.children() if child in several).values())
+
+
+def described(groups: list[dict[str, Any]], total: int, tables: set[int], mode: Uses | None) -> dict[str, Any]:
+    def size(group: dict[str, Any]) -> int:
+        return sum(p.numel() for p in group["params"])
+
+    rich = [g for g in groups if sum(p.ndim > 1 and id(p) not in tables for p in g["params"]) > 1] # one matrix cannot be divided
+    largest = max(rich, key=size, default=None)
+    raw, read = out_of_order(groups, mode) if mode else (None, None)
+    share = size(largest) / total if largest else 0.0
+    return {"groups": len(groups), "share": share, "largest": largest and largest["name"], "raw": raw, "read": read}
+
+
+def made(build: Callable[[], nn.Module]) -> nn.Module:
+    "The model on the meta device, with zeros for its whole numbers; if it is light, with random weights on the CPU"
+    with torch.device("meta"):
+        model = build().eval()
+    if sum(p.numel() for p in model.parameters()) < LIGHT:
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for p in model.parameters():
+                p.normal_(0, 0.02) if p.is_floating_point() else p.zero_()
+    for module in model.modules():
+        for key, b in module._buffers.items():
+            if b is not None and not (b.is_meta and b.is_floating_point()):
+                module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
+    return model
+
+
+def followed(
+    model: nn.Module, examples: Callable[[nn.Module], Iterator[Any]],
+) -> tuple[list[dict[str, Any]] | None, Uses | None, list[str]]:
+    "The groups with the first example that the model runs on, the order of use, and what went wrong before"
+    groups, errors = None, []
+    for kind in (torch.float32, torch.bfloat16): # some kernels know only the second
+        if errors and "BFloat16" not in errors[-1]:
+            break
+        for example in itertools.islice(examples(model.to(kind)), TRIES):
+            example = tree_map_only(Tensor, lambda x, kind=kind: x.to(kind) if x.is_floating_point() else x, example)
+            try:
+                groups = layer_groups(model, example)
+                return groups, uses(model, example), errors
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}".partition("The example is")[0].replace("\n", " ")[-200:])
+    return groups, None, errors
+
+
+def measured(library: str, name: str, build: Callable[[], nn.Module], examples: Callable[[nn.Module], Iterator[Any]]) -> dict[str, Any]:
+    "One line of the file"
+    model = made(build)
+    total = sum(p.numel() for p in model.parameters())
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups, mode, errors = followed(model, examples)
+    try:
+        plain = described(layer_groups(model), total, tables, mode)
+    except ValueError as error:
+        plain = {"refused": str(error).partition("'")[2].partition("'")[0]}
+    example = described(groups, total, tables, mode) if groups else {}
+    return {"library": library, "model": name, "parameters": total, "repeated": repeated(model), "plain": plain, "example": example,
+            "error": "" if groups else errors[-1] if errors else "no example"}
+
+
+def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
+    "The committed page"
+    def percent(x: float | None) -> str:
+        return "-" if x is None else f"{x:.0f} %" if x in (0, 100) else f"{max(x, 0.01):.2f} %"
+
+    def listed(found: Iterable[dict[str, Any]]) -> str:
+        return ", ".join(sorted(row["model"] for row in found)) or "none"
+
+    built = [row for row in rows if "not built" not in row]
+    ran = [row for row in built if row["example"]]
+    deep = [row for row in built if row["repeated"]]
+    told = [row for row in ran if row["example"]["raw"] is not None]
+    lines = ["# Does `layer_groups` find the layers?", "",
+             f"Made by `python benchmarks/layers.py` with timm {timm.__version__}, torchvision {torchvision.__version__}, transformers "
+             f"{transformers.__version__}, torch {torch.__version__}. One model a module of timm and torchvision, one a model type of "
+             "transformers (at most four blocks in a stack where its configuration allows).", "",
+             "*Out of order*: pairs of trainable parameters of which the forward pass uses one first, while its layer lies higher. Of all "
+             "pairs, and of those of which the second computes with what the first made (in two towers side by side neither does). "
+             "The order of use is heard by the script itself, below the level at which the library listens. *Largest*: share of the "
+             "weights in the largest group of more than one matrix, tables of words aside; one matrix cannot be divided.", "",
+             "| library | measured | not built | refused by names | ran with an example | refused with one | "
+             "out of order with one, all / dependent pairs |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for library in ("torchvision", "timm", "transformers"):
+        mine = [row for row in rows if row["library"] == library]
+        good = [row for row in told if row["library"] == library]
+        counts = [f"{len(mine)} of {sum(case[0] == library for case in cases)}", sum("not built" in row for row in mine),
+                  sum("refused" in row.get("plain", {}) for row in mine), sum(bool(row.get("example")) for row in mine),
+                  sum("cannot tell" in row.get("error", "") for row in mine),
+                  f"{sum(row['example']['raw'] > 0 for row in good)} / {sum(row['example']['read'] > 0 for row in good)} models"]
+        lines.append(f"| {library} | {' | '.join(map(str, counts))} |")
+    lines += ["", "## Goals", "",
+              "| goal | reached | not reached by |", "| --- | --- | --- |"]
+    for goal, among, missed in (
+        ("0 groups over half of the weights where blocks repeat, by names", [row for row in deep if "share" in row["plain"]],
+         lambda row: row["plain"]["share"] > 1 / 2),
+        ("the same with an example", [row for row in deep if row["example"]], lambda row: row["example"]["share"] > 1 / 2),
+        ("0 % of dependent pairs out of order with an example", told, lambda row: row["example"]["read"] > 0),
+        ("0 % of all pairs out of order with an example, towers aside", told, lambda row: row["example"]["raw"] > 0),
+        ("an example was found on which the model runs", built, lambda row: not row["example"])):
+        lines.append(f"| {goal} | {sum(not missed(row) for row in among)} of {len(among)} | {listed(filter(missed, among))} |")
+    lines += ["", f"Not built from its usual configuration: {listed(row for row in rows if 'not built' in row)}.", "", "## Models", "",
+              "| library | model | layers by names | largest | out of order | layers with an example | largest | out of order |",
+              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in sorted(built, key=lambda row: (row["library"], row["model"].lower())):
+        cells = [row["library"], row["model"]]
+        for part in (row["plain"], row["example"]):
+            cells += [f"refused: {part['refused']}", "-", "-"] if "refused" in part else ["not run", "-", "-"] if not part else [
+                str(part["groups"]), f"{part['share']:.0%}", f"{percent(part['raw'])} / {percent(part['read'])}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+class TooLong(BaseException):
+    "No failure of the model, so that nobody tries another way"
+
+
+def too_long(*_: Any) -> None:
+    raise TooLong(f"more than {LIMIT} s of computing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("torchvision", "timm", "transformers"))
+    parser.add_argument("--model", nargs="*", help="only these")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
+    args = parser.parse_args()
+    start = time.monotonic()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity(50)
+    torch.set_num_threads(1)
+    kept = args.out.with_suffix(".jsonl")
+    if args.again:
+        kept.unlink(missing_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(row["library"], row["model"]) for row in rows}
+    types = list({case[1]: case for case in transformers_cases()}.values()) # several types may share a class
+    random.Random(0).shuffle(types) # so that those measured say something about the others
+    cases = [*torchvision_cases(), *timm_cases(), *types]
+    signal.signal(signal.SIGPROF, too_long)
+    for case in cases:
+        library, name = case[:2]
+        if (library, name) in done or args.only not in (None, library) or (args.model and name not in args.model):
+            continue
+        if time.monotonic() - start > 60 * args.minutes:
+            break
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        try:
+            row = measured(*case)
+        except (Exception, TooLong) as error:
+            row = {"library": library, "model": name, "not built": f"{type(error).__name__}: {error}"[:200]}
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        rows.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    args.out.write_text(page(rows, cases))
+
+
+if __name__ == "__main__":
+    main()
