@@ -7,7 +7,7 @@ __all__ = ['REMEDIES', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide',
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-002
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ def wide(
     """Half precision in single: a norm overflows it, an eps is zero in it. Anything else as it is, without a copy."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+
+def uncut(
+    params: Iterable[torch.Tensor],  # of which norms will be taken
+    name: str,  # of the class that takes them
+) -> None:
+    """Raise ValueError where FSDP1 has laid tensors end to end and cut them anywhere: nobody can tell their norms any more."""
+    flat = any(getattr(p, "_fsdp_flattened", False) for p in params)
+    require(not flat, f"{name} needs norms of whole tensors, and FullyShardedDataParallel cuts them into flat pieces: use fully_shard.")
+
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-058
 REMEDIES = {  # torch's features that an optimizer may refuse, and what to do instead
     "foreach": "leave it out",
@@ -71,21 +80,60 @@ REMEDIES = {  # torch's features that an optimizer may refuse, and what to do in
 }
 
 
+TELLING = frozenset((  # options that tell whose groups a state has
+    "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "alpha", "centered", "rho", "lambd", "t0", "lr_decay", "etas",
+    "step_sizes", "initial_accumulator_value", "momentum_decay", "final_lr", "gamma", "trust", "trust_clip", "filter_in_exploration"))
+
+
 def same_groups(
     optimizer: Optimizer,  # that is to load
     state_dict: dict[str, Any],  # what it is to load
 ) -> None:
-    """Raise ValueError unless the state has the optimizer's number of groups, with its numbers of parameters."""
+    """Raise ValueError unless the state has the optimizer's groups, as many and as large, and no options of another class."""
+    whole, found = {"state", "param_groups"} <= state_dict.keys(), ", ".join(map(str, state_dict)) or "nothing"
+    require(whole, f'The state of an optimizer has "state" and "param_groups", this one has {found}.')
     ours, theirs = ([len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state_dict["param_groups"]))
     require(len(ours) == len(theirs), f"The state has {len(theirs)} parameter groups, the optimizer {len(ours)}: build it as it was.")
     for i, (here, there) in enumerate(zip(ours, theirs, strict=True)):
         require(here == there, f"Parameter group {i} has {there} parameters in the state, {here} in the optimizer: build it as it was.")
+    name = type(optimizer).__name__
+    for group in state_dict["param_groups"]:
+        foreign = ", ".join(sorted(TELLING & group.keys() - optimizer.defaults.keys()))
+        require(not foreign, f"This state is of another optimizer: {name} has no {foreign}.")
+
+
+def same_buffers(
+    optimizer: Optimizer,  # that is to load
+    state_dict: dict[str, Any],  # what it is to load, of the same groups
+    names: tuple[str, ...] | None,  # of what the optimizer keeps for a parameter; None where that is its own affair
+    some: bool = False,  # whether a part of them will do
+) -> None:
+    """Raise ValueError unless the state keeps these for each parameter, or nothing yet, and its tensors have the parameter's shape."""
+    own = type(optimizer).__name__
+    for i, (here, there) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
+        for p, key in zip(here["params"], there["params"], strict=True):
+            kept = state_dict["state"].get(key, {})
+            strange = names is not None and kept and (kept.keys() - set(names) if some else kept.keys() ^ set(names))
+            require(not strange, f"This state is of another optimizer: for a parameter of group {i} it has {', '.join(map(str, kept))}, "
+                                 f"{own} keeps {', '.join(names or ()) or 'nothing'}.")
+            for name, x in kept.items():
+                if not isinstance(x, torch.Tensor):
+                    fine = names is None or name == "step"
+                    require(fine, f"{name} of a parameter of group {i} must be a tensor, not {type(x).__name__}.")
+                    continue
+                exact = names is not None and name != "step"  # torch's Adafactor keeps rows and columns, and counts are single numbers
+                fits = x.shape == p.shape if exact else not x.ndim or x.ndim == p.ndim and all(
+                    a in (1, b) for a, b in zip(x.shape, p.shape, strict=True))
+                require(fits, f"{name} of a parameter of group {i} has shape {tuple(x.shape)} in the state, the parameter has "
+                              f"{tuple(p.shape)}: build the model and the optimizer as they were.")
 
 
 class Strict(Optimizer):
     """A plain loop over dense real tensors that refuses, in a sentence, what it could not honour."""
 
     buffers: tuple[str, ...] = ()  # the tensors, zero at first, that `move` keeps for each parameter
+    counts: tuple[str, ...] = ()  # numbers that it keeps beside them
+    measures: bool = False  # whether it takes norms of tensors, which must then be whole
     at_least_0: tuple[str, ...] = ()  # names of options
     positive: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()  # in [0, 1)
@@ -105,6 +153,8 @@ class Strict(Optimizer):
         asked = {**group, "complex": any(p.is_complex() for p in group["params"])}
         for name in self.refuses:
             require(not asked.get(name), f"{type(self).__name__} does not support {name}: {REMEDIES[name]}.")
+        if self.measures:
+            uncut(group["params"], type(self).__name__)
         for name in (*self.at_least_0, *self.positive, *self.shares):
             value, tensor = group[name], isinstance(group[name], torch.Tensor)
             require(not tensor or name == "lr", f"{name} must be a plain number, not a tensor: pass float({name}).")
@@ -120,23 +170,35 @@ class Strict(Optimizer):
 
     def admit(self) -> None:
         """Check the group that was added last; send it away if it is refused."""
+        group = self.param_groups[-1]
         try:
-            self.check(self.param_groups[-1])
+            self.check(group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self.settle(group)
+
+    def settle(self, group: dict[str, Any]) -> None:
+        """Make a rate that is a tensor with one element one without dimensions, in the same memory: not every scheduler fills others."""
+        if isinstance(group.get("lr"), torch.Tensor):
+            group["lr"] = group["lr"].reshape(())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in the middle of a run; one that is refused leaves the optimizer as it was."""
         super().add_param_group(param_group)
         self.admit()
 
-    def fit(self, state_dict: dict[str, Any]) -> None:
-        """Raise ValueError unless the state fits."""
+    def fit(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Raise ValueError unless the state fits: groups, options, class and shapes. What is returned is loaded in its place."""
         same_groups(self, state_dict)
+        same_buffers(self, state_dict, self.counts + self.buffers)
+        for here, there in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            self.check({**self.defaults, **there, "params": here["params"]})
+        return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; one that does not fit changes nothing, options that it does not tell are the defaults."""
+        require(isinstance(state_dict, Mapping), f"The state of an optimizer is a dict, not {type(state_dict).__name__}.")
         with self.register_load_state_dict_pre_hook(lambda _, state: self.fit(state)):  # after all other hooks
             super().load_state_dict(state_dict)
 
@@ -153,6 +215,8 @@ class Strict(Optimizer):
         rows = [(group, p, grad) for group in self.param_groups for p, grad in gradients(group)]  # all, before any moves
         for group, p, grad in rows:
             if not self.state[p]:
+                if self.measures:
+                    uncut((p,), type(self).__name__)  # FSDP1 may have come after the optimizer
                 self.state[p].update({name: torch.zeros_like(p) for name in self.buffers})
             self.move(p, grad, *(self.state[p][name] for name in self.buffers), group)
         return loss
@@ -173,7 +237,7 @@ class AdaBound(Strict):
     Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
     """
 
-    buffers = ("mean", "square")
+    buffers, counts = ("mean", "square"), ("step",)
     at_least_0, positive, shares = ("lr", "eps", "weight_decay"), ("final_lr", "gamma"), ("betas",)
 
     def __init__(

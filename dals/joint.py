@@ -7,15 +7,18 @@ __all__ = ['stlr', 'Lion', 'Wrapper', 'Lookahead', 'SAM', 'Grokfast']
 
 # %% ../nbs/05_joint.ipynb #05_joint-002
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
+from torch.optim import optimizer as torch_hooks
 
-from .adaptive import Strict, evaluate, gradients, require, uncaptured, wide
+from .adaptive import Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, uncut, wide
 from .schedule import Schedule
 
 # %% ../nbs/05_joint.ipynb #05_joint-010
@@ -25,13 +28,13 @@ def stlr(
 ) -> Schedule:  # progress in (0, 1] to a factor of the peak rate
     """Slanted triangle: a short rise to 1, a long fall to 1/ratio, both straight (Howard and Ruder 2018, arXiv 1801.06146)."""
     require(0 < cut < 1, f"cut must lie between 0 and 1, not {cut}.")
-    require(ratio >= 1, f"ratio must be at least 1, not {ratio}.")
+    require(1 <= ratio < math.inf, f"ratio must be a finite number of at least 1, not {ratio}.")
+    return partial(_slanted, cut, ratio)
 
-    def factor(progress: float) -> float:
-        height = progress / cut if progress < cut else 1 - (progress - cut) / (1 - cut)
-        return (1 + (ratio - 1) * height) / ratio
 
-    return factor
+def _slanted(cut: float, ratio: float, progress: float) -> float:
+    height = progress / cut if progress < cut else 1 - (progress - cut) / (1 - cut)
+    return (1 + (ratio - 1) * height) / ratio
 
 # %% ../nbs/05_joint.ipynb #05_joint-033
 class Lion(Strict):
@@ -60,14 +63,31 @@ class Lion(Strict):
         mean.lerp_(grad, 1 - beta2)
 
 # %% ../nbs/05_joint.ipynb #05_joint-043
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """While it lasts, hooks that torch calls for the step of every optimizer are not called."""
+    tables: list[dict[int, Any]] = [torch_hooks._global_optimizer_pre_hooks, torch_hooks._global_optimizer_post_hooks]
+    kept = [table.copy() for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, kept, strict=True):
+            late = table.copy()
+            table.clear()
+            table.update({**hooks, **late})
+
+
 class Wrapper(Strict):
-    """An optimizer around another: groups and rates are the base's own, the state dict holds both.
+    """An optimizer around another: groups and rates are the base's own, the state holds both.
 
     Options are the base's, a tensor lr, foreach, fused and maximize too; no capturable, no differentiable.
     """
 
     base: Optimizer
     scalars: tuple[str, ...] = ()  # names of the attributes that belong into the state dict
+    evaluations: int = 1  # gradients that a step asks for
     refuses: tuple[str, ...] = ("capturable", "differentiable")
 
     def __init__(
@@ -79,6 +99,20 @@ class Wrapper(Strict):
         self.__setstate__({"base": base, "defaults": {**base.defaults}, "state": defaultdict(dict)})
         for group in self.param_groups:
             self.check(group)
+            self.settle(group)
+
+    @property
+    def observe(self) -> Callable[[Any], None]:
+        """Where the base listens to losses, as DALS does, its way of hearing them."""
+        return self.base.observe  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def state(self) -> defaultdict[torch.Tensor, Any]:  # type: ignore[override]
+        """What the wrapper keeps for each parameter and, under "base", what the base keeps, not a copy of it."""
+        own = vars(self)["state"]
+        for p, kept in self.base.state.items():
+            own[p]["base"] = kept
+        return own
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -95,25 +129,69 @@ class Wrapper(Strict):
         for group in self.param_groups:
             yield from group["params"]
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the base does it."""
+        self.base.zero_grad(set_to_none)
+
+    def take(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The base's step. torch's hooks for every optimizer have seen the step of the wrapper and do not see this one."""
+        self.note()
+        with without_global_hooks():
+            return self.base.step(closure)
+
+    def note(self) -> dict[str, Any]:
+        """Write the scalars, those of wrappers within too, into the groups, where torch's checkpoints find them."""
+        told = {name: getattr(self, name) for name in self.scalars}
+        if isinstance(self.base, Wrapper):
+            told["base"] = self.base.note()
+        for group in self.param_groups:
+            group["wrapper"] = told
+        return told
+
     def state_dict(self) -> dict[str, Any]:
-        """torch's own state dict of the wrapper, with the base's and the wrapper's scalars beside it."""
-        def complete(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            return state | {"base": self.base.state_dict(), "wrapper": {name: getattr(self, name) for name in self.scalars}}
+        """As in torch: the base's groups, with the wrapper's scalars; for each parameter what the wrapper and the base keep."""
+        flat = self.state and any(getattr(p, "_fsdp_flattened", False) for p in self.parameters())
+        if flat:
+            raise RuntimeError(f"FullyShardedDataParallel cannot save what {type(self).__name__} and its base keep: use fully_shard.")
+        self.note()
+        return super().state_dict()
 
-        with self.register_state_dict_post_hook(complete, prepend=True):  # before all other hooks
-            return super().state_dict()
-
-    def fit(self, state_dict: dict[str, Any]) -> None:
+    def fit(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Load the base and the scalars; the state of an optimizer without a wrapper, or in another one, raises ValueError."""
-        name = type(self).__name__
-        require("base" in state_dict, f"This state was not saved by {name}: load it with optimizer.base.load_state_dict.")
-        own = state_dict.get("wrapper", {})
-        foreign = ", ".join(own.keys() - set(self.scalars))
+        same_groups(self, state_dict)
+        groups, state, name = state_dict["param_groups"], state_dict["state"], type(self).__name__
+        ours = all("wrapper" in group for group in groups)
+        require(ours, f"This state was not saved by {name}: load it with optimizer.base.load_state_dict.")
+        told, kept = dict(groups[0]["wrapper"]), {key: entry.get("base", {}) for key, entry in state.items()}
+        inner = told.pop("base", None)
+        foreign = ", ".join(told.keys() - set(self.scalars))
         require(not foreign, f"This state was saved by another wrapper, {name} has no {foreign}: build the optimizer as it was.")
-        super().fit(state_dict)
-        self.base.load_state_dict(state_dict["base"] | {"param_groups": state_dict["param_groups"]})
-        for name, value in own.items():
-            setattr(self, name, value)
+        own = {key: {word: x for word, x in entry.items() if word != "base"} for key, entry in state.items()}
+        plain = [{word: x for word, x in group.items() if word != "wrapper"} for group in groups]
+        state_dict = {**state_dict, "state": {key: entry for key, entry in own.items() if entry}, "param_groups": plain}
+        same_buffers(self, state_dict, self.buffers, some=True)
+        for group, here in zip(plain, self.param_groups, strict=True):
+            self.check({**self.defaults, **group, "params": here["params"]})
+        base = {"state": {key: entry for key, entry in kept.items() if entry},
+                "param_groups": plain if inner is None else [{**group, "wrapper": inner} for group in plain]}
+        if not isinstance(self.base, (Strict, LBFGS)):  # LBFGS keeps one history of all parameters
+            same_buffers(self.base, base, None)
+        self.base.load_state_dict(base)
+        for word, value in told.items():
+            setattr(self, word, value)
+        return state_dict
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler asks this before a step: it may skip the step by itself, but it cannot serve two gradients."""
+        inner, asked = self, sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
+        while asked and isinstance(inner, Wrapper):
+            if inner.evaluations > 1:
+                raise RuntimeError(f"scaler.step knows of one gradient, {type(inner).__name__} takes two: scale and call backward, do both "
+                                   "again inside `with optimizer.uphill():`, then scaler.step(optimizer.base) and scaler.update(). "
+                                   f"{type(inner).__name__} is then the outermost wrapper.")
+            inner = inner.base  # type: ignore[assignment]
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "step" and not name.startswith("_")}
@@ -132,6 +210,7 @@ class Lookahead(Wrapper):
     Complex, sparse, tensor lr, foreach, fused and maximize as the base has them; no capturable, no differentiable.
     """
 
+    buffers = ("slow",)
     scalars = ("k", "alpha", "steps")
 
     def __init__(
@@ -147,30 +226,41 @@ class Lookahead(Wrapper):
 
     def start(self) -> None:
         """Take the weights of today as slow weights, where there are none yet."""
+        state = self.state
         for p in self.parameters():
             uncaptured(p)
-            if p not in self.state:
-                self.state[p]["slow"] = p.detach().clone()
+            if "slow" not in state[p]:
+                state[p]["slow"] = p.detach().clone()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the base; after every k-th step, move the slow weights and go on from them. Returns the base's loss."""
         self.start()
-        loss = self.base.step(closure)
+        loss = self.take(closure)
+        if loss is None and all(p.grad is None for p in self.parameters()):
+            return None  # a batch that was skipped
         self.steps += 1
         if self.steps % self.k == 0:
+            state = self.state
             for p in self.parameters():
-                p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
+                p.copy_(state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
 # %% ../nbs/05_joint.ipynb #05_joint-054
+def whole(
+    x: torch.Tensor,  # a norm, of which each process may have its own part
+) -> torch.Tensor:  # the norm of the whole tensor, on every process
+    """A number that is spread over processes (DTensor), put together; any other as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
 class SAM(Wrapper):
     """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412).
 
     Tensor lr, foreach and fused as the base has them; no maximize, complex, sparse, capturable or differentiable.
     """
 
-    scalars = ("rho",)
+    scalars, evaluations, measures = ("rho",), 2, True
     refuses = (*Wrapper.refuses, "maximize", "complex")
 
     def __init__(
@@ -184,7 +274,7 @@ class SAM(Wrapper):
 
     def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Move the weights, given with their gradients, to the steepest point within rho."""
-        norm = math.hypot(*(wide(grad).norm() for _, grad in uphill))
+        norm = math.hypot(*(whole(wide(grad).norm()) for _, grad in uphill))
         for p, grad in uphill:
             p.add_(wide(grad), alpha=self.rho / (norm + 1e-12))
 
@@ -193,6 +283,7 @@ class SAM(Wrapper):
         """While it lasts the weights stand at the steepest point, by the gradients at its start; then they are back, to the last bit."""
         with torch.no_grad():
             ascent = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
+            uncut((p for p, _ in ascent), type(self).__name__)
             here = [(p, p.clone()) for p, _ in ascent]
         try:
             with torch.no_grad():
@@ -206,12 +297,14 @@ class SAM(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Two gradients: here, and at the steepest point nearby; come back, step with the second, return the first loss."""
+        if closure is None and all(group.get("lr") == 0 for group in self.param_groups):
+            return self.take()  # torch's checkpoints make room for a state in this way
         if closure is None:
             raise ValueError("SAM needs two gradients a step: call step(closure), where closure does zero_grad, forward, backward.")
         loss = evaluate(closure)
         with self.uphill():
             evaluate(closure)
-        self.base.step(lambda: loss)
+        self.take(lambda: loss)
         return loss
 
 # %% ../nbs/05_joint.ipynb #05_joint-066
@@ -221,6 +314,7 @@ class Grokfast(Wrapper):
     Tensor lr, foreach, fused and maximize as the base has them; no complex, sparse, capturable or differentiable.
     """
 
+    buffers = ("mean",)
     scalars = ("alpha", "lamb")
     refuses = (*Wrapper.refuses, "complex")
 
@@ -236,24 +330,37 @@ class Grokfast(Wrapper):
         self.alpha, self.lamb = alpha, lamb
 
     @torch.no_grad()
-    def amplify(self) -> None:
-        """Update the average of every gradient and add lamb times the average to the gradient, in place."""
+    def amplify(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # parameters, their own gradients, amplified ones
+        """Update the average of every gradient and put gradient plus lamb times average in the gradient's place."""
+        rows, state = [], self.state
         for p, grad in [pair for group in self.param_groups for pair in gradients(group)]:  # all, before any changes
-            if p not in self.state:
-                self.state[p]["mean"] = grad.clone()
-            mean = self.state[p]["mean"].lerp_(grad, 1 - self.alpha)
-            grad.add_(mean, alpha=self.lamb)
+            if "mean" not in state[p]:
+                state[p]["mean"] = grad.clone()
+            mean = state[p]["mean"].lerp_(grad, 1 - self.alpha)
+            p.grad = grad.add(mean, alpha=self.lamb)
+            rows.append((p, grad, p.grad))
+        return rows
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the base with amplified gradients. Returns the base's loss."""
-        if closure is None:
-            self.amplify()
-            return self.base.step()
+        """Step the base with amplified gradients, then put those of autograd back. Returns the base's loss."""
+        rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
         def amplified() -> Any:
+            restore()
             loss = evaluate(closure)
-            self.amplify()
+            rows.extend(self.amplify())
             return loss
 
-        return self.base.step(amplified)
+        def restore() -> None:
+            while rows:
+                p, grad, louder = rows.pop()
+                if p.grad is louder:
+                    p.grad = grad
+
+        try:
+            if closure is None:
+                amplified()
+            return self.take(closure and amplified)
+        finally:
+            restore()

@@ -5,6 +5,7 @@
 # %% ../nbs/07_strategies.ipynb #07_strategies-003
 from __future__ import annotations
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-from .schedule import Schedule, constant, cosine, floored, per_step, restarts, warmup as warmed
+from .schedule import Schedule, constant, cosine, floored, is_count, per_step, restarts, warmup as warmed
 from .adaptive import AdaBound
 from .layerwise import LARS, discriminative, layer_groups
 from .joint import SAM, Grokfast, Lion, Lookahead, stlr
@@ -62,8 +63,9 @@ class Strategy:
     def build(self, model: nn.Module, *, total_steps: int, steps_per_epoch: int, regime: str, protocol: str = "paper",
               task: str | None = None, multiplier: float = 1.0, **overrides: Any) -> tuple[Optimizer, LRScheduler]:
         "The optimizer and the per-step scheduler of this strategy for `model`; `overrides` replace single hyperparameters as they are"
-        if total_steps < 1 or steps_per_epoch < 1:
-            raise ValueError(f"A run needs at least one step: got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
+        if not is_count(total_steps) or not is_count(steps_per_epoch):
+            raise ValueError("A run needs at least one step, and a whole number of them, in all and in an epoch: "
+                             f"got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
         settings = self.settings(regime, protocol=protocol, task=task, multiplier=multiplier, **overrides)
         optimizer, schedule = COMPOSITIONS[protocol][self.name](model, Plan(total_steps, steps_per_epoch), **settings)
         return optimizer, per_step(optimizer, schedule, total_steps)
@@ -233,6 +235,7 @@ def dals_fast(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weigh
 @strategy("DALS-Acc", "SOTA", "SGD", "Yao et al. 2026, arXiv 2604.27295", needs_loss=True)
 def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, restart_mult: int, momentum: float, weight_decay: float,
              warmup: float, alpha: float, trust: float) -> Built:
-    return DALSAcc(layer_groups(model), lr, restart_steps=round(restart_epochs * plan.steps_per_epoch), restart_mult=restart_mult,
+    first = restart_epochs * plan.steps_per_epoch
+    return DALSAcc(layer_groups(model), lr, restart_steps=round(first) if math.isfinite(first) else first, restart_mult=restart_mult,
                    total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                    warmup=warmup, alpha=alpha, trust=trust), constant
