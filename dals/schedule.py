@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 # %% auto #0
-__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'per_step']
+__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'is_count', 'PerStep',
+           'per_step']
 
 # %% ../nbs/02_schedule.ipynb #02_schedule-006
 Schedule = Callable[[float], float]  # progress in (0, 1] -> factor of the base rate
@@ -42,7 +43,7 @@ def step_decay(
 ) -> Schedule:
     "A staircase: after each `every` of the run the rate is multiplied by `factor`; ValueError if a stair has no length."
     if not 0 < every < math.inf:
-        raise ValueError(f"step_decay needs a stair of finite length above 0 (a fraction of the run), got every={every}.")
+        raise ValueError(f"step_decay needs a stair longer than 0 and finite (a fraction of the run), got every={every}.")
     return partial(_stairs, every, factor)
 
 def _stairs(every: float, factor: float, progress: float) -> float:
@@ -55,9 +56,9 @@ def restarts(
 ) -> Schedule:
     "SGDR: a cosine that starts anew in ever longer cycles (Loshchilov and Hutter, 2017); ValueError if cycles are empty or shrink."
     if not ROUNDING < first < math.inf:
-        raise ValueError(f"restarts needs a first cycle of finite length above 0 (a fraction of the run), got first={first}.")
+        raise ValueError(f"restarts needs a first cycle longer than 0 and finite (a fraction of the run), got first={first}.")
     if not 1 <= mult < math.inf:
-        raise ValueError(f"restarts needs cycles that do not shrink: mult must be a finite number of at least 1, got {mult}.")
+        raise ValueError(f"restarts needs cycles that do not shrink: mult must be at least 1 and finite, got {mult}.")
     return partial(_cycles, first, mult)
 
 def _cycles(first: float, mult: float, progress: float) -> float:
@@ -93,7 +94,7 @@ def floored(
 def _lifted(schedule: Schedule, ratio: float, progress: float) -> float:
     return ratio + (1 - ratio) * schedule(progress)
 
-# %% ../nbs/02_schedule.ipynb #02_schedule-033
+# %% ../nbs/02_schedule.ipynb #02_schedule-060
 def is_count(
     x: Any,  # what somebody gave for a number of updates or epochs
 ) -> bool:
@@ -103,6 +104,7 @@ def is_count(
     except (TypeError, ValueError, OverflowError):
         return False
 
+# %% ../nbs/02_schedule.ipynb #02_schedule-063
 class PerStep(LambdaLR):
     "torch's LambdaLR, which groups may join that are added to the optimizer in the middle of the run."
 
@@ -130,6 +132,7 @@ class PerStep(LambdaLR):
         self._join()
         return super().get_lr()
 
+# %% ../nbs/02_schedule.ipynb #02_schedule-033
 def per_step(
     optimizer: Optimizer,  # each group's `lr` is its base rate
     schedule: Schedule | Sequence[Schedule],  # progress in (0, 1] -> factor; or one such function for each group

@@ -63,7 +63,7 @@ def errors(*cases):
     def make(device, dtype):
         return get_error_inputs_for_all_optims(device, dtype) + [
             ErrorOptimizerInput(OptimizerInput(params=None, kwargs=kwargs, desc=str(kwargs)), error_regex=sentence,
-                                error_type=TypeError if "plain number, not a tensor" in sentence else ValueError)
+                                error_type=TypeError if "plain number, not a" in sentence else ValueError)
             for kwargs, sentence in cases]
     return make
 
@@ -75,7 +75,7 @@ COMMON = ((dict(lr=-1.0), "lr must be at least 0, not -1"), (dict(lr=float("nan"
 BETAS = ((dict(betas=(1.0, 0.9)), "Both betas must lie"), (dict(betas=(0.9, -0.1)), "Both betas must lie"),
          (dict(betas=(0.9,)), "Both betas must lie"))
 OURS = dict(supported_impls=(), not_og_supported_flags=(), supports_complex=False)
-DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "alpha must be a plain number, not a tensor"),
+DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "alpha must be a plain number, not a"),
                (dict(lr=torch.tensor(0.1, requires_grad=True)), "Tensor lr must be 1-element without grad"),
                (dict(momentum=1.0), "momentum must be in"), (dict(weight_decay=-1.0), "weight_decay must be"),
                (dict(alpha=1.0), "alpha must be in"), (dict(trust_clip=(2.0, 1.0)), "trust_clip must be"))
@@ -702,7 +702,8 @@ def test_a_state_follows_the_dtype_of_the_parameters(name, dtype):
     again = make(name, others)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for p, q in zip(params, others, strict=True):
-        for kept, there in ((optimizer.state.get(p, {}), again.state.get(q, {})), (optimizer.state[p].get("base", {}), again.state[q].get("base", {}))):
+        mine, theirs = optimizer.state.get(p, {}), again.state.get(q, {})
+        for kept, there in ((mine, theirs), (mine.get("base", {}), theirs.get("base", {}))):
             for key, value in kept.items():
                 if key != "base":
                     assert_same(there[key], value.to(dtype) if isinstance(value, torch.Tensor) and key != "step" else value)
@@ -793,6 +794,93 @@ def test_groups_that_join_and_weights_that_thaw_mid_run(name):
     assert not torch.equal(expected[2], weights()[2].detach())
 
 
+OTHERS = {"Adam": torch.optim.Adam, "SGD": lambda params: SGD(params, momentum=0.9), "RMSprop": torch.optim.RMSprop,
+          "Adagrad": torch.optim.Adagrad, "RAdam": torch.optim.RAdam, "Adafactor": torch.optim.Adafactor,
+          **{name: lambda params, name=name: make(name, params) for name in INFOS}}
+
+
+def kind(name): return "DALS" if name.startswith("dals") else name
+
+
+@each
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_of_another_class_is_refused_and_changes_nothing(name, other):
+    if kind(name) == kind(other):
+        return  # the three of DALS differ in their defaults
+    saved = {}
+    for which, build in ((name, INFOS[name].optim_cls), (other, OTHERS[other])):
+        params = weights()
+        optimizer = build(params)
+        for k in range(3):
+            optimizer.step(closure(optimizer, params, k))
+        saved[which] = params, optimizer
+    params, optimizer = saved[name]
+    before, places = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match="another optimizer|not saved by|another wrapper"):
+        optimizer.load_state_dict(saved[other][1].state_dict())
+    assert_same([optimizer.state_dict(), [p.detach() for p in params]], [before, places])
+
+
+@each
+def test_a_state_that_is_none_or_of_other_shapes_is_refused_and_changes_nothing(name):
+    def run(shapes):
+        params = weights(shapes=shapes)
+        optimizer = make(name, params, **({"momentum": 0.9} if name in ("lookahead", "sam") else {}))
+        train(name, optimizer, params, 0, 3)
+        return optimizer
+
+    optimizer, state = run(((4, 3), (3,))), run(((3, 4), (3,))).state_dict()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"of group 0 has shape \(3, 4\) in the state, the parameter has \(4, 3\)"):
+        optimizer.load_state_dict(state)
+    for wrong in ({"param_groups": before["param_groups"]}, {"state": before["state"]}, {}, {"model": before}):
+        with pytest.raises(ValueError, match='has "state" and "param_groups"'):
+            optimizer.load_state_dict(wrong)
+    with pytest.raises(ValueError, match="is a dict, not NoneType"):
+        optimizer.load_state_dict(None)
+    broken = copy.deepcopy(before)
+    next(iter(broken["state"].values())).update(stranger=torch.ones(4, 3)) if name != "sam" else broken["param_groups"][0].update(maximize=True)
+    with pytest.raises(ValueError, match="it has|does not support maximize"):
+        optimizer.load_state_dict(broken)
+    broken = copy.deepcopy(before)
+    broken["param_groups"][0].update(foreach=None, momentum=2.0, betas=(2.0, 0.9))
+    if name not in WRAPPERS:
+        with pytest.raises(ValueError, match="momentum must|Both betas must|another optimizer"):
+            optimizer.load_state_dict(broken)
+    assert_same(optimizer.state_dict(), before)
+
+
+@each
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_empty_group_changes_nothing(name, where):
+    walks = []
+    for empty in (False, True):
+        params = weights()
+        groups = two_groups(params, lr=0.02)
+        if empty:
+            groups.insert(where, dict(params=[], weight_decay=0.0))
+        optimizer = make(name, groups)
+        walks.append(train(name, optimizer, params))
+        if empty:
+            again = make(name, [dict(params=group["params"]) for group in groups])
+            again.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_same(*walks)
+
+
+@each
+def test_a_batch_that_was_left_out_is_no_step(name):
+    params = weights()
+    optimizer = make(name, params)
+    train(name, optimizer, params)
+    optimizer.zero_grad()
+    before, places = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    for _ in range(4):
+        assert optimizer.step(lambda: None) is None
+    assert_same([optimizer.state_dict(), [p.detach() for p in params]], [before, places])
+    only = make(name, [dict(params=[])])
+    assert only.step(lambda: None) is None
+
+
 # ---- hooks ----
 
 @each
@@ -815,6 +903,25 @@ def test_step_hooks_fire_once_and_in_order(name):
     assert seen == 2 * once
     train(name, optimizer, params, 2, 3)
     assert seen == 2 * once
+
+
+@pytest.mark.parametrize("wrap", ["Lookahead", "SAM", "Grokfast", "nested", "nested twice"])
+@pytest.mark.parametrize("base", ["SGD", "DALS"])
+def test_hooks_for_every_optimizer_see_one_step_of_a_wrapper(base, wrap):
+    seen, params = [], weights()
+    optimizer = WRAPS[wrap](BASES[base](params))
+    with (register_optimizer_step_pre_hook(lambda which, *_: seen.append(("before", which))),
+          register_optimizer_step_post_hook(lambda which, *_: seen.append(("after", which)))):
+        for k in range(2):
+            optimizer.step(closure(optimizer, params, k))
+    assert seen == 2 * [("before", optimizer), ("after", optimizer)]
+    optimizer.step(closure(optimizer, params, 2))
+    assert len(seen) == 4
+    with register_optimizer_step_post_hook(lambda which, *_: seen.append(which)):
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: 1 / 0)
+        optimizer.step(closure(optimizer, params, 3))
+    assert seen[4:] == [optimizer]
 
 
 @each
