@@ -18,7 +18,7 @@ import torch
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_hooks
 
-from .adaptive import Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, uncut, wide
+from .adaptive import Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, wide
 from .schedule import Schedule
 
 # %% ../nbs/05_joint.ipynb #05_joint-010
@@ -301,7 +301,7 @@ class SAM(Wrapper):
         """While it lasts the weights stand at the steepest point, by the gradients at its start; then they are back, to the last bit."""
         with torch.no_grad():
             ascent = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
-            uncut((p for p, _ in ascent), type(self).__name__)
+            refuse_flat((p for p, _ in ascent), type(self).__name__)
             here = [(p, p.clone()) for p, _ in ascent]
         try:
             with torch.no_grad():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from .adaptive import REMEDIES, Strict, evaluate, uncut
+from .adaptive import REMEDIES, Strict, evaluate, refuse_flat
 from .schedule import Schedule, constant, cosine, is_count, restarts, warmup as warmed
 
 # %% auto #0
@@ -294,7 +294,7 @@ def check_group(
         raise ValueError(f"trust_clip must be (low, high) with 0 <= low <= high, got {group['trust_clip']}.")
     if any(p.is_complex() for p in group["params"]):
         raise ValueError("DALS does not support complex parameters: train torch.view_as_real(p) instead.")
-    uncut(group["params"], "DALS")
+    refuse_flat(group["params"], "DALS")
 
 def read_loss(
     loss: Tensor | float,  # one real number
@@ -566,7 +566,7 @@ class DALS(Strict):
                     raise RuntimeError("DALS does not support sparse gradients: build the embedding with sparse=False.")
                 state = states[p]
                 if not state:
-                    uncut((p,), "DALS")  # FSDP1 may have come after the optimizer
+                    refuse_flat((p,), "DALS")  # FSDP1 may have come after the optimizer
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 ps.append(p)

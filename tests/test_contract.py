@@ -75,7 +75,7 @@ COMMON = ((dict(lr=-1.0), "lr must be at least 0, not -1"), (dict(lr=float("nan"
 BETAS = ((dict(betas=(1.0, 0.9)), "Both betas must lie"), (dict(betas=(0.9, -0.1)), "Both betas must lie"),
          (dict(betas=(0.9,)), "Both betas must lie"))
 OURS = dict(supported_impls=(), not_og_supported_flags=(), supports_complex=False)
-DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "alpha must be a plain number, not a"),
+DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "must be a plain number, not a"),
                (dict(lr=torch.tensor(0.1, requires_grad=True)), "Tensor lr must be 1-element without grad"),
                (dict(momentum=1.0), "momentum must be in"), (dict(weight_decay=-1.0), "weight_decay must be"),
                (dict(alpha=1.0), "alpha must be in"), (dict(trust_clip=(2.0, 1.0)), "trust_clip must be"))
@@ -839,7 +839,10 @@ def test_a_state_that_is_none_or_of_other_shapes_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match="is a dict, not NoneType"):
         optimizer.load_state_dict(None)
     broken = copy.deepcopy(before)
-    next(iter(broken["state"].values())).update(stranger=torch.ones(4, 3)) if name != "sam" else broken["param_groups"][0].update(maximize=True)
+    if name == "sam":
+        broken["param_groups"][0].update(maximize=True)
+    else:
+        next(iter(broken["state"].values())).update(stranger=torch.ones(4, 3))
     with pytest.raises(ValueError, match="it has|does not support maximize"):
         optimizer.load_state_dict(broken)
     broken = copy.deepcopy(before)

@@ -291,8 +291,8 @@ def test_lightning_may_leave_batches_out(tmp_path):
 def test_lightning_without_an_end_is_told_to_have_one(tmp_path):
     def run(**how):
         module = lit("Lightning", llama())
-        lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                          **how).fit(module, DataLoader(examples(llama), batch_size=4))
+        lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          enable_checkpointing=False, **how).fit(module, DataLoader(examples(llama), batch_size=4))
         return module.dals.total_steps
 
     with pytest.raises(ValueError, match=r"total_steps.* got inf: give the run an end \(max_epochs=-1 has none\)"):
@@ -303,7 +303,8 @@ def test_lightning_without_an_end_is_told_to_have_one(tmp_path):
 def test_accelerate_sees_skipped_steps_and_their_loss_is_forgotten():
     accelerator, model = Accelerator(cpu=True), llama()
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # accelerate builds one for CUDA only
-    model, optimizer, loader = accelerator.prepare(model, DALS(layer_groups(model), total_steps=6), DataLoader(examples(llama), batch_size=4))
+    loader = DataLoader(examples(llama), batch_size=4)
+    model, optimizer, loader = accelerator.prepare(model, DALS(layer_groups(model), total_steps=6), loader)
     losses, skipped = [], []
     for i, batch in enumerate(loader):
         loss = model(**batch).loss
