@@ -112,7 +112,7 @@ INFOS = {info.name: info for info in (
                                                  (dict(lamb=-1.0), "lamb must be"),
                                                  (dict(capturable=True), "Grokfast does not support capturable"))),
     OptimizerInfo(dals_plain, **{**PHASED, "step_requires_closure": False}, optim_error_inputs_func=errors(*DALS_ERRORS),
-                  optim_inputs_func=inputs(dict(lr=0.01), LR, dict(momentum=0.0), dict(weight_decay=0.1), dict(trust=0.2), dict(alpha=0.9))),
+                  optim_inputs_func=inputs(LR, dict(lr=0.01), dict(momentum=0), dict(weight_decay=0.1), dict(trust=0.2), dict(alpha=0.9))),
     *(OptimizerInfo(make, **PHASED, optim_error_inputs_func=errors(*DALS_ERRORS),
                     optim_inputs_func=inputs(dict(lr=0.01), LR, dict(thresholds=(0.5, 0.1)), dict(weight_decay=0.1)))
       for make in (dals, dals_fast, dals_acc)),
