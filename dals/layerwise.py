@@ -501,7 +501,7 @@ class LARS(Strict):
     Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse. Norms of half tensors are in single.
     """
 
-    buffers = ("momentum_buffer",)
+    buffers, measures = ("momentum_buffer",), True
     at_least_0, positive, shares = ("lr", "weight_decay", "eps"), ("trust",), ("momentum",)
 
     def __init__(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from .adaptive import REMEDIES, Strict, evaluate
-from .schedule import Schedule, constant, cosine, restarts, warmup as warmed
+from .adaptive import REMEDIES, Strict, evaluate, refuse_flat
+from .schedule import Schedule, constant, cosine, is_count, restarts, warmup as warmed
 
 # %% auto #0
 __all__ = ['PIECE', 'CACHE', 'RUN_OPTIONS', 'RUN_START', 'OPTIONS', 'detect', 'phase_alpha', 'gradient_share', 'trust_ratio',
@@ -94,8 +94,10 @@ def tensor_step(
     eps: float = 1e-8,  # keeps the trust ratio finite
 ) -> None:
     "DALS steps 3 to 5 for one tensor."
-    f.mul_(alpha).add_(g, alpha=1 - alpha)
-    ghat = share * g + (1 - share) * f + weight_decay * p
+    f.lerp_(g, 1 - alpha)
+    ghat = torch.lerp(f, g, share)
+    if weight_decay:
+        ghat.add_(p, alpha=weight_decay)
     weight_norm, update_norm = (torch.linalg.vector_norm(x, dtype=norm_dtype(x.dtype)) for x in (p, ghat))
     r = trust_ratio(weight_norm, update_norm, trust, trust_clip, eps)
     m.mul_(momentum).add_(ghat)
@@ -242,7 +244,7 @@ def foreach_step(
         p.sub_(m, alpha=rate * (min(max(trust * w / (u + eps), low), high) if w and u else 1.0))
 
 # %% ../nbs/06_dals.ipynb #06_dals-063
-RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable")
+RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable", "restart_steps", "restart_mult")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
 OPTIONS = itemgetter("foreach", "depth", "filter_in_exploration", "alpha", "momentum", "weight_decay", "trust", "eps")
 
@@ -273,8 +275,10 @@ def check_group(
             raise ValueError(f"{name} belongs to the whole run, not to one parameter group: pass it to the optimizer.")
     for name in ("lr", "momentum", "weight_decay", "alpha", "trust", "eps", "depth"):
         value = group[name]
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and name != "lr":
             raise TypeError(f"{name} must be a plain number, not a tensor: pass float({name}).")
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad):
+            raise ValueError(f"Tensor lr must be 1-element without grad, not {value}.")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
     for name in ("momentum", "alpha"):
@@ -290,6 +294,7 @@ def check_group(
         raise ValueError(f"trust_clip must be (low, high) with 0 <= low <= high, got {group['trust_clip']}.")
     if any(p.is_complex() for p in group["params"]):
         raise ValueError("DALS does not support complex parameters: train torch.view_as_real(p) instead.")
+    refuse_flat(group["params"], "DALS")
 
 def read_loss(
     loss: Tensor | float,  # one real number
@@ -382,6 +387,8 @@ def over_shards(
 class DALS(Strict):
     "SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (arXiv 2604.27295)."
 
+    buffers = ("filtered", "momentum_buffer")
+
     def __init__(
         self,
         params: Any,  # what any torch optimizer takes; a group's `depth` in [0, 1] says how deep it lies, 0.5 if it does not
@@ -402,12 +409,17 @@ class DALS(Strict):
         capturable: bool = False,  # whether `step` may be captured in a CUDA graph: step count and schedule are then on the GPU
     ):
         self.capturable = capturable
-        self.total_steps, self.warmup, self.schedule, self.thresholds = total_steps, warmup, schedule, thresholds
+        if not (total_steps is None or is_count(total_steps)):
+            raise ValueError(f"total_steps, the updates in the run, must be a whole number of at least 1, got {total_steps}: "
+                             "give the run an end (max_epochs=-1 has none), or do without the schedule: schedule=None, total_steps=None.")
+        self.total_steps = None if total_steps is None else int(total_steps)
+        self.warmup, self.schedule, self.thresholds = warmup, schedule, thresholds
         self._losses: list[Tensor | float] = []
         self._last_lr: list[Tensor | float] | None = None
         self._kept: list[Any] = []  # what captured graphs point to
         self._factors: Tensor | None = None  # the schedule on the GPU
-        self._warned = False
+        self._zeroed: int | None = None  # losses observed before the last zero_grad; None where a step came after it
+        self._warned = self._doubled = False  # that the run is too long, that two schedules are multiplied
         self._batches: Any = None  # how the tensors were sorted, and by what
         self._curve = self._build_curve()
         if thresholds is not None and not (len(thresholds) == 2 and thresholds[0] >= thresholds[1]):
@@ -420,9 +432,8 @@ class DALS(Strict):
         "The built-in schedule as a function of progress."
         if self.schedule is None:
             return constant
-        if self.total_steps is None or self.total_steps < 1:
-            raise ValueError(f"A schedule needs total_steps, the number of updates in the run, got {self.total_steps}; "
-                             "schedule=None does without.")
+        if self.total_steps is None:
+            raise ValueError("A schedule needs total_steps, the number of updates in the run, got None; schedule=None does without.")
         if callable(self.schedule):
             return self.schedule
         if self.schedule != "cosine":
@@ -452,6 +463,9 @@ class DALS(Strict):
     ) -> None:
         "Add a group, also in the middle of a run: it joins at the run's step count, loss average and phase."
         run = {name: self.param_groups[0][name] for name in RUN_START} if self.param_groups else RUN_START
+        same = {name for name in RUN_OPTIONS if name in param_group and name in vars(self) and param_group[name] == vars(self)[name]}
+        if same:  # the run's own, as ZeroRedundancyOptimizer hands it to every group
+            param_group = {name: value for name, value in param_group.items() if name not in same}
         super().add_param_group(param_group)
         self.param_groups[-1].update(run)
         self._last_lr = None
@@ -462,6 +476,8 @@ class DALS(Strict):
     ) -> None:
         "Raise ValueError or TypeError for what DALS could not honour."
         check_group(group)
+        if self.capturable and isinstance(group["lr"], Tensor):
+            raise ValueError("lr as a Tensor is not supported for capturable=True: a captured graph keeps the number, pass float(lr).")
 
     @property
     def phase(self) -> int:
@@ -496,39 +512,44 @@ class DALS(Strict):
         if loss is not None:
             with torch.no_grad():
                 self.observe(loss)
-        if self._skipped():
-            self._losses.clear()
-            return loss
         counts, found = self._found()
+        mean: Any = self._losses[-1] if self._losses else None
         if self.thresholds is not None:
-            if not self._losses and all(group["lr"] == 0 for group in self.param_groups):
+            if mean is None and all(group["lr"] == 0 for group in self.param_groups):
                 return loss
-            self._follow(over_ranks(self._losses, self.param_groups[0]["params"][0].device))
-        self._losses.clear()
+            mean = over_ranks(self._losses, self._place())
+        if mean is None and not found[0]:
+            return loss
+        if self.thresholds is not None:
+            self._follow(mean)
+        self._forget()
         s = self._advance()
-        self._last_lr = [group["lr"] * s for group in self.param_groups]
+        self._last_lr = [float(group["lr"]) * s for group in self.param_groups]
         self._update(counts, found, s)
         return loss
 
-    _step_supports_amp_scaling = True  # tells GradScaler to call `step` in any case, with `grad_scale` and `found_inf` set
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        "As in torch; gradients that no step has used, such as GradScaler lets pass, take the losses along that came with them."
+        if self._zeroed is not None:
+            del self._losses[:self._zeroed or None]
+        self._zeroed = len(self._losses)
+        super().zero_grad(set_to_none)
 
-    def _skipped(self) -> bool:
-        "Undo GradScaler's factor; True where it found a gradient that is not finite, and the update is to be left out."
-        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found is not None and found.item():
-            return True
-        if scale is not None:
-            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-                p.grad.detach().div_(scale.to(p.grad.device))
-        return False
+    def _forget(self) -> None:
+        self._losses.clear()
+        self._zeroed = None
+
+    def _place(self) -> torch.device:
+        "Where the first parameter lies; the CPU if this process has none."
+        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
 
     def _kernels(self) -> Any:
         "The module `dals.kernels` where the parameters are on a GPU that it can use, else None."
-        group = self.param_groups[0]
-        if group["foreach"] is False or not group["params"] or not group["params"][0].is_cuda:
+        place = self._place()
+        if place.type != "cuda" or next(group for group in self.param_groups if group["params"])["foreach"] is False:
             return None
         from dals import kernels
-        return kernels if kernels.usable(group["params"][0].device) else None
+        return kernels if kernels.usable(place) else None
 
     def _found(self) -> tuple[list[int], Any]:
         "How many tensors of each group have a gradient; these, their gradients and both buffers, which are allocated where missing."
@@ -545,6 +566,7 @@ class DALS(Strict):
                     raise RuntimeError("DALS does not support sparse gradients: build the embedding with sparse=False.")
                 state = states[p]
                 if not state:
+                    refuse_flat((p,), "DALS")  # FSDP1 may have come after the optimizer
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 ps.append(p)
@@ -564,7 +586,7 @@ class DALS(Strict):
         ema, phase = self.param_groups[0]["loss_ema"], self.param_groups[0]["phase"]
         kernels = self._kernels()
         if kernels and any(isinstance(x, Tensor) for x in (loss, ema, phase)):
-            ema, phase = kernels.detect(loss, ema, phase, self.thresholds, self.param_groups[0]["params"][0].device)
+            ema, phase = kernels.detect(loss, ema, phase, self.thresholds, self._place())
         else:
             ema, phase = detect(read(loss), average(ema), int(phase), self.thresholds)
         for group in self.param_groups:
@@ -572,13 +594,15 @@ class DALS(Strict):
 
     def _advance(self) -> Tensor | float:
         "Count the update and return its s(t), a tensor on the GPU where it may be captured."
-        t = self.param_groups[0]["step"]
+        t, scheduled = self.param_groups[0]["step"], type(self).factor is not DALS.factor or self.schedule is not None
+        if scheduled and not self._doubled:
+            self._compare()
         if self.capturable:
-            kernels, scheduled = self._kernels(), type(self).factor is not DALS.factor or self.schedule is not None
+            kernels = self._kernels()
             if not kernels or (scheduled and self.total_steps is None):
                 raise RuntimeError("capturable=True needs parameters on CUDA with Triton, and total_steps where there is a schedule, since "
                                    "the schedule is then read from a table of that length.")
-            place = self.param_groups[0]["params"][0].device
+            place = self._place()
             t = t.add_(1) if isinstance(t, Tensor) else torch.full((1,), t + 1, device=place)
             s: Any = 1.0
             if scheduled:
@@ -589,7 +613,7 @@ class DALS(Strict):
                     self._factors = self._kept[-1][1]
                 s = self._factors.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
         else:
-            if self.param_groups[0]["params"][0].is_cuda and torch.cuda.is_current_stream_capturing():
+            if self._place().type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("A captured graph would repeat this update's place in the schedule: "
                                    "build the optimizer with capturable=True.")
             t, s = int(t) + 1, self.factor(int(t) + 1)
@@ -600,6 +624,19 @@ class DALS(Strict):
         for group in self.param_groups:
             group["step"] = t
         return s
+
+    def _compare(self) -> None:
+        "Warn, once, where a scheduler has moved a rate that the built-in schedule multiplies too."
+        for group in self.param_groups:
+            given, lr = group.get("initial_lr"), group["lr"]
+            if given is None or float(given) == float(lr):
+                continue
+            self._doubled = True
+            off = "schedule=None switches its own off" if self.schedule is not None else "DALS with schedule=None has none of its own"
+            warnings.warn(f"Two schedules are multiplied: a scheduler has moved lr from {float(given):g} to {float(lr):g}, and "
+                          f"{type(self).__name__} puts its own on top of that. {off}; to switch the other off, leave out the scheduler "
+                          '(lr_scheduler_type="constant" in Trainer).', stacklevel=5)
+            break
 
     def _update(self, counts: list[int], found: Any, s: Tensor | float) -> None:
         "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
@@ -650,10 +687,17 @@ class DALS(Strict):
         "Continue where another optimizer stopped; ValueError that says which groups do not fit."
         super().load_state_dict(state_dict)
         self._last_lr = None
-        self._losses.clear()
+        self._forget()
+
+    def fit(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        "Raise ValueError unless the state fits; options of the run are the program's own, whatever a wrapper of torch's wrote beside them."
+        groups = [{name: value for name, value in group.items() if name not in RUN_OPTIONS} for group in state_dict.get("param_groups", ())]
+        state_dict = state_dict | {"param_groups": groups} if groups else state_dict
+        super().fit(state_dict)
+        return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        own = (*RUN_OPTIONS, "restart_steps", "restart_mult", "_losses", "_last_lr", "_warned")
+        own = (*RUN_OPTIONS, "_losses", "_zeroed", "_last_lr", "_warned", "_doubled")
         return {**super().__getstate__(), **{name: value for name, value in self.__dict__.items() if name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -690,7 +734,7 @@ class DALSAcc(DALS):
         params: Any,  # as in DALS
         lr: float = 0.03,
         *,
-        restart_steps: float,  # updates in the first cycle
+        restart_steps: float,  # updates in the first cycle, a whole number
         restart_mult: float = 2,  # each cycle is this many times as long as the one before
         total_steps: int | None = None,  # updates in the run; needed for a warmup only
         momentum: float = 0.9,
@@ -699,13 +743,13 @@ class DALSAcc(DALS):
         alpha: float = 0.7,
         **options: Any,  # trust, trust_clip, thresholds, filter_in_exploration, eps, foreach
     ):
-        if not restart_steps > 0:
-            raise ValueError(f"restart_steps, the updates in the first cycle, must be positive, got {restart_steps}.")
+        if not is_count(restart_steps):
+            raise ValueError(f"restart_steps, the updates in the first cycle, must be a positive whole number, got {restart_steps}.")
         if not 0 <= warmup < 1 or warmup and total_steps is None:
             raise ValueError(f"warmup is a fraction of total_steps in [0, 1), got warmup={warmup} with total_steps={total_steps}.")
         if "schedule" in options:
             raise TypeError("DALSAcc has warm restarts for a schedule; DALS takes any other.")
-        self.restart_steps, self.restart_mult = restart_steps, restart_mult
+        self.restart_steps, self.restart_mult = int(restart_steps), restart_mult
         super().__init__(params, lr, total_steps=total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup,
                          schedule=None, alpha=alpha, **options)
 

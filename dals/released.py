@@ -109,7 +109,7 @@ class LateDecay(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         "Step the base, then shrink every weight that has a gradient. Returns the base's loss."
-        loss = self.base.step(closure)
+        loss = self.take(closure)
         for group in self.param_groups:
             for p, _ in gradients(group):
                 p.mul_(1 - group["lr"] * self.weight_decay)
@@ -164,7 +164,7 @@ class LateLookahead(Lookahead):
         "As in Lookahead, but the first step only moves the fast weights. Returns the base's loss."
         if self.steps:
             return super().step(closure)
-        loss = self.base.step(closure)
+        loss = self.take(closure)
         self.start()
         self.steps = 1
         return loss

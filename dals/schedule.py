@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 # %% auto #0
-__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'per_step']
+__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'is_count', 'PerStep',
+           'per_step']
 
 # %% ../nbs/02_schedule.ipynb #02_schedule-006
 Schedule = Callable[[float], float]  # progress in (0, 1] -> factor of the base rate
@@ -38,9 +42,12 @@ def step_decay(
     factor: float = 0.1,  # what one stair multiplies the rate by
 ) -> Schedule:
     "A staircase: after each `every` of the run the rate is multiplied by `factor`; ValueError if a stair has no length."
-    if not every > 0:
-        raise ValueError(f"step_decay needs a stair longer than 0 (a fraction of the run), got every={every}.")
-    return lambda progress: factor ** math.floor(progress / every + ROUNDING)
+    if not 0 < every < math.inf:
+        raise ValueError(f"step_decay needs a stair longer than 0 and finite (a fraction of the run), got every={every}.")
+    return partial(_stairs, every, factor)
+
+def _stairs(every: float, factor: float, progress: float) -> float:
+    return factor ** math.floor(progress / every + ROUNDING)
 
 # %% ../nbs/02_schedule.ipynb #02_schedule-022
 def restarts(
@@ -48,18 +55,17 @@ def restarts(
     mult: float = 2,  # each cycle is this many times as long as the one before, at least 1
 ) -> Schedule:
     "SGDR: a cosine that starts anew in ever longer cycles (Loshchilov and Hutter, 2017); ValueError if cycles are empty or shrink."
-    if not first > 0:
-        raise ValueError(f"restarts needs a first cycle longer than 0 (a fraction of the run), got first={first}.")
-    if not mult >= 1:
-        raise ValueError(f"restarts needs cycles that do not shrink: mult must be at least 1, got {mult}.")
+    if not ROUNDING < first < math.inf:
+        raise ValueError(f"restarts needs a first cycle longer than 0 and finite (a fraction of the run), got first={first}.")
+    if not 1 <= mult < math.inf:
+        raise ValueError(f"restarts needs cycles that do not shrink: mult must be at least 1 and finite, got {mult}.")
+    return partial(_cycles, first, mult)
 
-    def schedule(progress: float) -> float:
-        start, length = 0.0, first
-        while progress >= start + length - ROUNDING:
-            start, length = start + length, length * mult
-        return cosine(max(0.0, (progress - start) / length))
-
-    return schedule
+def _cycles(first: float, mult: float, progress: float) -> float:
+    start, length = 0.0, first
+    while progress >= start + length - ROUNDING:
+        start, length = start + length, length * mult
+    return cosine(max(0.0, (progress - start) / length))
 
 # %% ../nbs/02_schedule.ipynb #02_schedule-027
 def warmup(
@@ -71,7 +77,10 @@ def warmup(
         raise ValueError(f"warmup takes a fraction of the run, at least 0 and below 1, got {fraction}.")
     if fraction == 0:
         return schedule
-    return lambda progress: progress / fraction if progress < fraction else schedule((progress - fraction) / (1 - fraction))
+    return partial(_rise, schedule, fraction)
+
+def _rise(schedule: Schedule, fraction: float, progress: float) -> float:
+    return progress / fraction if progress < fraction else schedule((progress - fraction) / (1 - fraction))
 
 def floored(
     schedule: Schedule,  # a schedule between 0 and 1
@@ -80,7 +89,48 @@ def floored(
     "Lift `schedule` so that 0 becomes `ratio` and 1 stays 1; ValueError if `ratio` is not in [0, 1]."
     if not 0 <= ratio <= 1:
         raise ValueError(f"floored takes a ratio of the base rate between 0 and 1, got {ratio}.")
-    return lambda progress: ratio + (1 - ratio) * schedule(progress)
+    return partial(_lifted, schedule, ratio)
+
+def _lifted(schedule: Schedule, ratio: float, progress: float) -> float:
+    return ratio + (1 - ratio) * schedule(progress)
+
+# %% ../nbs/02_schedule.ipynb #02_schedule-060
+def is_count(
+    x: Any,  # what somebody gave for a number of updates or epochs
+) -> bool:
+    "Whether it is a whole number of at least 1, as an int or as a float; infinity, NaN, None and text are not."
+    try:
+        return not isinstance(x, (bool, str)) and x >= 1 and x == int(x)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+# %% ../nbs/02_schedule.ipynb #02_schedule-063
+class PerStep(LambdaLR):
+    "torch's LambdaLR, which groups may join that are added to the optimizer in the middle of the run."
+
+    def __init__(
+        self,
+        optimizer: Optimizer,  # each group's `lr` is its base rate
+        factors: list[Callable[[int], float]],  # for each group: updates done -> factor; groups that join follow the last
+    ):
+        super().__init__(optimizer, factors)
+        optimizer.register_step_pre_hook(self._join)
+
+    def _join(self, *_: Any) -> None:
+        "Give groups that are new their base rate, their factor and the rate of the update that comes."
+        for i, group in enumerate(self.optimizer.param_groups):
+            if i >= len(self.lr_lambdas):
+                self.lr_lambdas.append(self.lr_lambdas[-1])
+            if i >= len(self.base_lrs):
+                base = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+                self.base_lrs.append(group.setdefault("initial_lr", base))
+                rate = self.base_lrs[i] * self.lr_lambdas[i](self.last_epoch)
+                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+
+    def get_lr(self) -> Any:
+        "The rates of all groups, also of those that have just joined."
+        self._join()
+        return super().get_lr()
 
 # %% ../nbs/02_schedule.ipynb #02_schedule-033
 def per_step(
@@ -88,12 +138,12 @@ def per_step(
     schedule: Schedule | Sequence[Schedule],  # progress in (0, 1] -> factor; or one such function for each group
     total_steps: int,  # T, updates in the run
 ) -> LambdaLR:  # call its `step()` once after every update
-    "Give update k of T the rate base * schedule(k / T), group by group; ValueError if the run has no updates or a group no schedule."
-    if total_steps < 1:
-        raise ValueError(f"per_step needs a run of at least one update, got total_steps={total_steps}.")
+    "Give update k of T the rate base * schedule(k / T), group by group; ValueError if T is no count or a group has no schedule."
+    if not is_count(total_steps):
+        raise ValueError(f"per_step needs a run of at least one update, and a whole number of them: got total_steps={total_steps}.")
     schedules = [schedule] * len(optimizer.param_groups) if callable(schedule) else schedule
 
     def factor(schedule: Schedule) -> Callable[[int], float]:
         return lambda done: schedule(min(done + 1, total_steps) / total_steps)
 
-    return LambdaLR(optimizer, [factor(schedule) for schedule in schedules])
+    return PerStep(optimizer, [factor(schedule) for schedule in schedules])

@@ -5,6 +5,7 @@
 # %% ../nbs/07_strategies.ipynb #07_strategies-003
 from __future__ import annotations
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-from .schedule import Schedule, constant, cosine, floored, per_step, restarts, warmup as warmed
+from .schedule import Schedule, constant, cosine, floored, is_count, per_step, restarts, warmup as warmed
 from .adaptive import AdaBound
 from .layerwise import LARS, discriminative, layer_groups
 from .joint import SAM, Grokfast, Lion, Lookahead, stlr
@@ -62,8 +63,9 @@ class Strategy:
     def build(self, model: nn.Module, *, total_steps: int, steps_per_epoch: int, regime: str, protocol: str = "paper",
               task: str | None = None, multiplier: float = 1.0, **overrides: Any) -> tuple[Optimizer, LRScheduler]:
         "The optimizer and the per-step scheduler of this strategy for `model`; `overrides` replace single hyperparameters as they are"
-        if total_steps < 1 or steps_per_epoch < 1:
-            raise ValueError(f"A run needs at least one step: got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
+        if not is_count(total_steps) or not is_count(steps_per_epoch):
+            raise ValueError("A run needs at least one step, and a whole number of them, in all and in an epoch: "
+                             f"got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
         settings = self.settings(regime, protocol=protocol, task=task, multiplier=multiplier, **overrides)
         optimizer, schedule = COMPOSITIONS[protocol][self.name](model, Plan(total_steps, steps_per_epoch), **settings)
         return optimizer, per_step(optimizer, schedule, total_steps)
@@ -139,41 +141,47 @@ HYPERPARAMETERS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {"paper": {"s
 HYPERPARAMETERS["tuned"], COMPOSITIONS["tuned"] = HYPERPARAMETERS["paper"], COMPOSITIONS["paper"]
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-014
+def trainable(
+    model: nn.Module, # any model
+) -> list[nn.Parameter]: # those of its parameters that are not frozen
+    "What an optimizer is built for; a layer that is thawed later joins as a group of its own"
+    return [p for p in model.parameters() if p.requires_grad]
+
 @strategy("Fixed SGD", "1", "SGD", "Robbins & Monro 1951; Rumelhart et al. 1986")
 def fixed_sgd(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float,
               warmup: float = 0.0) -> Built:
-    return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(constant, warmup)
+    return SGD(trainable(model), lr, momentum, weight_decay=weight_decay), warmed(constant, warmup)
 
 @strategy("Cosine Decay SGD", "2", "SGD", "Loshchilov & Hutter 2017, arXiv 1608.03983")
 def cosine_sgd(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, momentum: float, weight_decay: float,
                warmup: float = 0.0) -> Built:
-    return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(floored(cosine, eta_min / lr), warmup)
+    return SGD(trainable(model), lr, momentum, weight_decay=weight_decay), warmed(floored(cosine, eta_min / lr), warmup)
 
 @strategy("SGDR", "2", "SGD", "Loshchilov & Hutter 2017, arXiv 1608.03983")
 def sgdr(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, restart_epochs: float, restart_mult: float, momentum: float,
          weight_decay: float, warmup: float = 0.0) -> Built:
     first = restart_epochs * plan.steps_per_epoch / (plan.total_steps * (1 - warmup)) # of the part that is left after the warmup
     schedule = floored(restarts(first, restart_mult), eta_min / lr)
-    return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay), warmed(schedule, warmup)
+    return SGD(trainable(model), lr, momentum, weight_decay=weight_decay), warmed(schedule, warmup)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-016
 @strategy("Adam", "3", "Adam", "Kingma & Ba 2015, arXiv 1412.6980")
 def adam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
-    return Adam(model.parameters(), lr), warmed(constant, warmup)
+    return Adam(trainable(model), lr), warmed(constant, warmup)
 
 @strategy("AdamW", "3", "Adam", "Loshchilov & Hutter 2019, arXiv 1711.05101")
 def adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, warmup: float = 0.0) -> Built:
-    return AdamW(model.parameters(), lr, weight_decay=weight_decay), warmed(constant, warmup)
+    return AdamW(trainable(model), lr, weight_decay=weight_decay), warmed(constant, warmup)
 
 @strategy("AdaBound", "3", "Adam", "Luo et al. 2019, arXiv 1902.09843")
 def adabound(model: nn.Module, plan: Plan, *, lr: float, final_lr: float, gamma: float, warmup: float = 0.0) -> Built:
-    return AdaBound(model.parameters(), lr, final_lr=final_lr, gamma=gamma), warmed(constant, warmup)
+    return AdaBound(trainable(model), lr, final_lr=final_lr, gamma=gamma), warmed(constant, warmup)
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-018
 @strategy("LARS", "4", "SGD", "You et al. 2017, arXiv 1708.03888")
 def lars(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight_decay: float, trust: float,
          warmup: float = 0.0) -> Built:
-    return LARS(model.parameters(), lr, momentum, weight_decay, trust), warmed(constant, warmup)
+    return LARS(trainable(model), lr, momentum, weight_decay, trust), warmed(constant, warmup)
 
 @strategy("Discriminative LR", "4", "SGD", "Howard & Ruder 2018, arXiv 1801.06146")
 def discriminative_sgd(model: nn.Module, plan: Plan, *, lr: float, decay: float, momentum: float, weight_decay: float,
@@ -184,12 +192,12 @@ def discriminative_sgd(model: nn.Module, plan: Plan, *, lr: float, decay: float,
 # %% ../nbs/07_strategies.ipynb #07_strategies-020
 @strategy("RAdam", "5", "Adam", "Liu et al. 2020, arXiv 1908.03265")
 def radam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
-    return RAdam(model.parameters(), lr), warmed(constant, warmup)
+    return RAdam(trainable(model), lr), warmed(constant, warmup)
 
 @strategy("Lion", "5", "Adam", "Chen et al. 2023, arXiv 2302.06675")
 def lion(model: nn.Module, plan: Plan, *, lr: float, betas: tuple[float, float], weight_decay: float,
          warmup: float = 0.0) -> Built:
-    return Lion(model.parameters(), lr, betas, weight_decay), warmed(constant, warmup)
+    return Lion(trainable(model), lr, betas, weight_decay), warmed(constant, warmup)
 
 @strategy("Lookahead+AdamW", "5", "Adam", "Zhang et al. 2019, arXiv 1907.08610")
 def lookahead_adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, k: int, alpha: float,
@@ -233,6 +241,7 @@ def dals_fast(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weigh
 @strategy("DALS-Acc", "SOTA", "SGD", "Yao et al. 2026, arXiv 2604.27295", needs_loss=True)
 def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, restart_mult: int, momentum: float, weight_decay: float,
              warmup: float, alpha: float, trust: float) -> Built:
-    return DALSAcc(layer_groups(model), lr, restart_steps=round(restart_epochs * plan.steps_per_epoch), restart_mult=restart_mult,
+    first = restart_epochs * plan.steps_per_epoch
+    return DALSAcc(layer_groups(model), lr, restart_steps=round(first) if math.isfinite(first) else first, restart_mult=restart_mult,
                    total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                    warmup=warmup, alpha=alpha, trust=trust), constant

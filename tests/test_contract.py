@@ -58,13 +58,13 @@ def of(base, *options, without="capturable"):
     return make
 
 
-def errors(tensor_lr, *cases):
+def errors(*cases):
     """An `optim_error_inputs_func`: torch's cases for every optimizer, and ours, each as (options, what the sentence says)."""
     def make(device, dtype):
-        general = [x for x in get_error_inputs_for_all_optims(device, dtype) if tensor_lr or "Tensor lr" not in x.error_regex]
-        return general + [ErrorOptimizerInput(OptimizerInput(params=None, kwargs=kwargs, desc=str(kwargs)), error_regex=sentence,
-                                              error_type=TypeError if "plain number, not a tensor" in sentence else ValueError)
-                          for kwargs, sentence in cases]
+        return get_error_inputs_for_all_optims(device, dtype) + [
+            ErrorOptimizerInput(OptimizerInput(params=None, kwargs=kwargs, desc=str(kwargs)), error_regex=sentence,
+                                error_type=TypeError if "plain number, not a" in sentence else ValueError)
+            for kwargs, sentence in cases]
     return make
 
 
@@ -75,45 +75,46 @@ COMMON = ((dict(lr=-1.0), "lr must be at least 0, not -1"), (dict(lr=float("nan"
 BETAS = ((dict(betas=(1.0, 0.9)), "Both betas must lie"), (dict(betas=(0.9, -0.1)), "Both betas must lie"),
          (dict(betas=(0.9,)), "Both betas must lie"))
 OURS = dict(supported_impls=(), not_og_supported_flags=(), supports_complex=False)
-DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (LR, "lr must be a plain number, not a tensor"),
+DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "must be a plain number, not a"),
+               (dict(lr=torch.tensor(0.1, requires_grad=True)), "Tensor lr must be 1-element without grad"),
                (dict(momentum=1.0), "momentum must be in"), (dict(weight_decay=-1.0), "weight_decay must be"),
                (dict(alpha=1.0), "alpha must be in"), (dict(trust_clip=(2.0, 1.0)), "trust_clip must be"))
 PHASED = dict(supported_impls=("foreach",), not_og_supported_flags=("foreach",), supports_complex=False, step_requires_closure=True)
 
 INFOS = {info.name: info for info in (
     OptimizerInfo(AdaBound, **OURS, optim_error_inputs_func=errors(
-        True, *COMMON, *BETAS, (dict(eps=-1.0), "eps must be at least 0"), (dict(final_lr=0.0), "final_lr must be positive"),
+        *COMMON, *BETAS, (dict(eps=-1.0), "eps must be at least 0"), (dict(final_lr=0.0), "final_lr must be positive"),
         (dict(gamma=0.0), "gamma must be positive"), (dict(gamma=TENSOR), "gamma must be a plain number")),
         optim_inputs_func=inputs(dict(lr=0.01), LR, dict(betas=(0.5, 0.75)), dict(eps=0.1), dict(weight_decay=0.1),
                                  dict(final_lr=0.01, gamma=0.1))),
     OptimizerInfo(lars, **OURS, optim_error_inputs_func=errors(
-        True, *COMMON, (dict(momentum=1.0), "momentum must lie"), (dict(momentum=-0.5), "momentum must lie"),
+        *COMMON, (dict(momentum=1.0), "momentum must lie"), (dict(momentum=-0.5), "momentum must lie"),
         (dict(trust=0.0), "trust must be positive"), (dict(eps=-1.0), "eps must be at least 0"),
         (dict(momentum=TENSOR), "momentum must be a plain number")),
         optim_inputs_func=inputs(dict(lr=0.01), LR, dict(momentum=0.0), dict(weight_decay=0.1), dict(trust=0.5), dict(eps=0.1))),
-    OptimizerInfo(Lion, **OURS, optim_error_inputs_func=errors(True, *COMMON, *BETAS),
+    OptimizerInfo(Lion, **OURS, optim_error_inputs_func=errors(*COMMON, *BETAS),
                   optim_inputs_func=inputs(dict(lr=0.01), LR, dict(betas=(0.5, 0.75)), dict(weight_decay=0.1))),
     OptimizerInfo(lookahead, supported_impls=("foreach", "fused"), supports_fused_on=("cpu",), supports_sparse=True,
                   not_og_supported_flags=TORCH[SGD].not_og_supported_flags, optim_inputs_func=of(SGD, dict(k=1), dict(alpha=0.9)),
-                  optim_error_inputs_func=errors(True, (dict(momentum=-0.5), "Invalid momentum"), (dict(k=0), "k must be"),
+                  optim_error_inputs_func=errors((dict(momentum=-0.5), "Invalid momentum"), (dict(k=0), "k must be"),
                                                  (dict(alpha=1.5), "alpha must lie"),
                                                  (dict(differentiable=True), "Lookahead does not support differentiable"))),
     OptimizerInfo(sam, supported_impls=("foreach", "fused"), supports_fused_on=("cpu",), supports_complex=False,
                   not_og_supported_flags=TORCH[SGD].not_og_supported_flags, step_requires_closure=True,
                   optim_inputs_func=of(SGD, dict(rho=0.5), dict(rho=0.0), without="maximize"),
-                  optim_error_inputs_func=errors(True, (dict(momentum=-0.5), "Invalid momentum"), (dict(rho=-1.0), "rho must be"),
+                  optim_error_inputs_func=errors((dict(momentum=-0.5), "Invalid momentum"), (dict(rho=-1.0), "rho must be"),
                                                  (dict(differentiable=True), "SAM does not support differentiable"),
                                                  (dict(maximize=True), "SAM does not support maximize: minimize the negative loss"))),
     OptimizerInfo(grokfast, supported_impls=("foreach", "fused"), supports_fused_on=("cpu",), supports_complex=False,
                   not_og_supported_flags=TORCH[AdamW].not_og_supported_flags,
                   optim_inputs_func=of(AdamW, LR, dict(alpha=0.5), dict(lamb=0.0)),
-                  optim_error_inputs_func=errors(True, (dict(betas=(1.0, 0.0)), "Invalid beta"), (dict(alpha=1.0), "alpha must lie"),
+                  optim_error_inputs_func=errors((dict(betas=(1.0, 0.0)), "Invalid beta"), (dict(alpha=1.0), "alpha must lie"),
                                                  (dict(lamb=-1.0), "lamb must be"),
                                                  (dict(capturable=True), "Grokfast does not support capturable"))),
-    OptimizerInfo(dals_plain, **{**PHASED, "step_requires_closure": False}, optim_error_inputs_func=errors(False, *DALS_ERRORS),
-                  optim_inputs_func=inputs(dict(lr=0.01), dict(momentum=0.0), dict(weight_decay=0.1), dict(trust=0.2), dict(alpha=0.9))),
-    *(OptimizerInfo(make, **PHASED, optim_error_inputs_func=errors(False, *DALS_ERRORS),
-                    optim_inputs_func=inputs(dict(lr=0.01), dict(thresholds=(0.5, 0.1)), dict(weight_decay=0.1)))
+    OptimizerInfo(dals_plain, **{**PHASED, "step_requires_closure": False}, optim_error_inputs_func=errors(*DALS_ERRORS),
+                  optim_inputs_func=inputs(LR, dict(lr=0.01), dict(momentum=0), dict(weight_decay=0.1), dict(trust=0.2), dict(alpha=0.9))),
+    *(OptimizerInfo(make, **PHASED, optim_error_inputs_func=errors(*DALS_ERRORS),
+                    optim_inputs_func=inputs(dict(lr=0.01), LR, dict(thresholds=(0.5, 0.1)), dict(weight_decay=0.1)))
       for make in (dals, dals_fast, dals_acc)),
 )}
 CLASSES = {"AdaBound": AdaBound, "lars": LARS, "Lion": Lion, "lookahead": Lookahead, "sam": SAM, "grokfast": Grokfast}
@@ -550,14 +551,14 @@ SCHEDULERS = {
 
 @each
 @pytest.mark.parametrize("kind", SCHEDULERS)
-def test_schedulers_work_without_a_warning_and_resume(name, kind):
+def test_schedulers_work_with_a_warning_only_where_they_multiply_another_and_resume(name, kind):
     def build():
         params = weights()
         optimizer = make(name, two_groups(params, lr=0.02))
         return params, optimizer, SCHEDULERS[kind](optimizer)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         params, optimizer, scheduler = build()
         expected = train(name, optimizer, params, 0, 10, scheduler)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -569,6 +570,8 @@ def test_schedulers_work_without_a_warning_and_resume(name, kind):
         scheduler.load_state_dict(saved[1])
         optimizer.load_state_dict(saved[0])
         assert_same(train(name, optimizer, others, 4, 10, scheduler), expected)
+    assert len(caught) == (3 if name in LOSS else 0), caught[0].message  # DALS has a schedule of its own, and says so once in each run
+    assert all("Two schedules are multiplied: a scheduler has moved lr from" in str(warning.message) for warning in caught)
     assert [group["lr"] for group in optimizer.param_groups] == rates != [0.02, optimizer.defaults["lr"]]
     plain = weights()
     unscheduled = train(name, make(name, two_groups(plain, lr=0.02)), plain, 0, 10)
@@ -579,6 +582,8 @@ def test_schedulers_work_without_a_warning_and_resume(name, kind):
 def test_plateaus_and_the_schedulers_of_the_database(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        if name in LOSS:
+            warnings.filterwarnings("ignore", "Two schedules are multiplied")
         params = weights()
         optimizer = make(name, params, lr=0.01)
         plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
@@ -599,15 +604,15 @@ def test_plateaus_and_the_schedulers_of_the_database(name):
 @each
 def test_a_tensor_rate_walks_like_a_number_and_stays_the_same_tensor(name):
     rate = torch.tensor(0.5)  # powers of two, which single precision holds
-    if not supports(name, "tensor lr"):
-        assert name.startswith("dals")  # and the database of its errors says so
-        return
     walks = []
     for lr in (rate, 0.5, torch.tensor([0.5])):
         params = weights()
         optimizer = make(name, params, lr=lr)
-        walks.append(train(name, optimizer, params, scheduler=lr_scheduler.StepLR(optimizer, 2, 0.5)))
-    assert optimizer.param_groups[0]["lr"] is lr
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Two schedules are multiplied")
+            walks.append(train(name, optimizer, params, scheduler=lr_scheduler.StepLR(optimizer, 2, 0.5)))
+        if isinstance(lr, torch.Tensor):
+            assert optimizer.param_groups[0]["lr"].data_ptr() == lr.data_ptr() and not optimizer.param_groups[0]["lr"].ndim
     assert rate == 0.5**5 and lr.item() == 0.5**5
     torch.testing.assert_close(walks[0], walks[1], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(walks[2], walks[1], rtol=1e-6, atol=1e-7)
@@ -619,6 +624,7 @@ def test_a_tensor_rate_walks_like_a_number_and_stays_the_same_tensor(name):
 
 # ---- state ----
 
+WRAPPERS = ("lookahead", "sam", "grokfast")
 BUFFERS = {"AdaBound": {"step", "mean", "square"}, "lars": {"momentum_buffer"}, "Lion": {"mean"}, "lookahead": {"slow"}, "sam": set(),
            "grokfast": {"mean"}, **{name: {"filtered", "momentum_buffer"} for name in ("dals_plain", *LOSS)}}
 PLAIN = (int, float, bool, str, type(None), torch.Tensor)
@@ -638,8 +644,10 @@ def test_the_state_is_tensors_and_plain_numbers_and_is_complete(name):
         train(name, optimizer, params)
         state = optimizer.state_dict()
         assert all(type(x) in PLAIN for x in leaves(state))
-        assert {frozenset(x) for x in state["state"].values()} == ({frozenset(BUFFERS[name])} if BUFFERS[name] else set())
-        assert len(state["state"]) == len(params) * bool(BUFFERS[name])
+        base = optimizer.base.state_dict()["state"] if name in WRAPPERS else {}
+        assert_same({i: x["base"] for i, x in state["state"].items() if "base" in x}, base)
+        assert {frozenset(x) - {"base"} for x in state["state"].values()} - {frozenset()} == ({frozenset(BUFFERS[name])} - {frozenset()})
+        assert len(state["state"]) == len(params) * bool(BUFFERS[name] or base)
         again = make(name, weights(), **kwargs)
         again.load_state_dict(through_a_file(state))
         assert_same(again.state_dict(), state)
@@ -694,8 +702,11 @@ def test_a_state_follows_the_dtype_of_the_parameters(name, dtype):
     again = make(name, others)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for p, q in zip(params, others, strict=True):
-        for key, value in optimizer.state.get(p, {}).items():
-            assert_same(again.state[q][key], value.to(dtype) if isinstance(value, torch.Tensor) else value)
+        mine, theirs = optimizer.state.get(p, {}), again.state.get(q, {})
+        for kept, there in ((mine, theirs), (mine.get("base", {}), theirs.get("base", {}))):
+            for key, value in kept.items():
+                if key != "base":
+                    assert_same(there[key], value.to(dtype) if isinstance(value, torch.Tensor) and key != "step" else value)
     assert [x.dtype for x in train(name, again, others, 8, 10)] == [dtype] * 4
 
 
@@ -723,7 +734,7 @@ def test_a_state_of_another_wrapper_is_refused():
         with pytest.raises(ValueError, match="another wrapper"):
             make(name, weights()).load_state_dict(saved[other])
     older = copy.deepcopy(saved["lookahead"])
-    del older["wrapper"]["alpha"]  # a scalar that came later
+    del older["param_groups"][0]["wrapper"]["alpha"]  # a scalar that came later
     optimizer = make("lookahead", weights(), alpha=0.25)
     optimizer.load_state_dict(older)
     assert (optimizer.alpha, optimizer.k) == (0.25, 3)
@@ -783,6 +794,96 @@ def test_groups_that_join_and_weights_that_thaw_mid_run(name):
     assert not torch.equal(expected[2], weights()[2].detach())
 
 
+OTHERS = {"Adam": torch.optim.Adam, "SGD": lambda params: SGD(params, momentum=0.9), "RMSprop": torch.optim.RMSprop,
+          "Adagrad": torch.optim.Adagrad, "RAdam": torch.optim.RAdam, "Adafactor": torch.optim.Adafactor,
+          **{name: lambda params, name=name: make(name, params) for name in INFOS}}
+
+
+def kind(name): return "DALS" if name.startswith("dals") else name
+
+
+@each
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_of_another_class_is_refused_and_changes_nothing(name, other):
+    if kind(name) == kind(other):
+        return  # the three of DALS differ in their defaults
+    saved = {}
+    for which, build in ((name, INFOS[name].optim_cls), (other, OTHERS[other])):
+        params = weights()
+        optimizer = build(params)
+        for k in range(3):
+            optimizer.step(closure(optimizer, params, k))
+        saved[which] = params, optimizer
+    params, optimizer = saved[name]
+    before, places = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match="another optimizer|not saved by|another wrapper"):
+        optimizer.load_state_dict(saved[other][1].state_dict())
+    assert_same([optimizer.state_dict(), [p.detach() for p in params]], [before, places])
+
+
+@each
+def test_a_state_that_is_none_or_of_other_shapes_is_refused_and_changes_nothing(name):
+    def run(shapes):
+        params = weights(shapes=shapes)
+        optimizer = make(name, params, **({"momentum": 0.9} if name in ("lookahead", "sam") else {}))
+        train(name, optimizer, params, 0, 3)
+        return optimizer
+
+    optimizer, state = run(((4, 3), (3,))), run(((3, 4), (3,))).state_dict()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"of group 0 has shape \(3, 4\) in the state, the parameter has \(4, 3\)"):
+        optimizer.load_state_dict(state)
+    for wrong in ({"param_groups": before["param_groups"]}, {"state": before["state"]}, {}, {"model": before}):
+        with pytest.raises(ValueError, match='has "state" and "param_groups"'):
+            optimizer.load_state_dict(wrong)
+    with pytest.raises(ValueError, match="is a dict, not NoneType"):
+        optimizer.load_state_dict(None)
+    broken = copy.deepcopy(before)
+    if name == "sam":
+        broken["param_groups"][0].update(maximize=True)
+    else:
+        next(iter(broken["state"].values())).update(stranger=torch.ones(4, 3))
+    with pytest.raises(ValueError, match="it has|does not support maximize"):
+        optimizer.load_state_dict(broken)
+    broken = copy.deepcopy(before)
+    broken["param_groups"][0].update(foreach=None, momentum=2.0, betas=(2.0, 0.9))
+    if name not in WRAPPERS:
+        with pytest.raises(ValueError, match="momentum must|Both betas must|another optimizer"):
+            optimizer.load_state_dict(broken)
+    assert_same(optimizer.state_dict(), before)
+
+
+@each
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_empty_group_changes_nothing(name, where):
+    walks = []
+    for empty in (False, True):
+        params = weights()
+        groups = two_groups(params, lr=0.02)
+        if empty:
+            groups.insert(where, dict(params=[], weight_decay=0.0))
+        optimizer = make(name, groups)
+        walks.append(train(name, optimizer, params))
+        if empty:
+            again = make(name, [dict(params=group["params"]) for group in groups])
+            again.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_same(*walks)
+
+
+@each
+def test_a_batch_that_was_left_out_is_no_step(name):
+    params = weights()
+    optimizer = make(name, params)
+    train(name, optimizer, params)
+    optimizer.zero_grad()
+    before, places = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    for _ in range(4):
+        assert optimizer.step(lambda: None) is None
+    assert_same([optimizer.state_dict(), [p.detach() for p in params]], [before, places])
+    only = make(name, [dict(params=[])])
+    assert only.step(lambda: None) is None
+
+
 # ---- hooks ----
 
 @each
@@ -805,6 +906,25 @@ def test_step_hooks_fire_once_and_in_order(name):
     assert seen == 2 * once
     train(name, optimizer, params, 2, 3)
     assert seen == 2 * once
+
+
+@pytest.mark.parametrize("wrap", ["Lookahead", "SAM", "Grokfast", "nested", "nested twice"])
+@pytest.mark.parametrize("base", ["SGD", "DALS"])
+def test_hooks_for_every_optimizer_see_one_step_of_a_wrapper(base, wrap):
+    seen, params = [], weights()
+    optimizer = WRAPS[wrap](BASES[base](params))
+    with (register_optimizer_step_pre_hook(lambda which, *_: seen.append(("before", which))),
+          register_optimizer_step_post_hook(lambda which, *_: seen.append(("after", which)))):
+        for k in range(2):
+            optimizer.step(closure(optimizer, params, k))
+    assert seen == 2 * [("before", optimizer), ("after", optimizer)]
+    optimizer.step(closure(optimizer, params, 2))
+    assert len(seen) == 4
+    with register_optimizer_step_post_hook(lambda which, *_: seen.append(which)):
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: 1 / 0)
+        optimizer.step(closure(optimizer, params, 3))
+    assert seen[4:] == [optimizer]
 
 
 @each

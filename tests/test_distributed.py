@@ -1,5 +1,6 @@
 "DALS on two ranks: DDP, FSDP2, tensor parallel and distributed checkpoints go where one process goes, phase included."
 
+import copy
 import functools
 import math
 import multiprocessing
@@ -17,15 +18,25 @@ from torch.nn import functional as F
 from torch.nn import Parameter
 
 from dals import DALS, layer_groups
+from dals.adaptive import AdaBound
+from dals.joint import SAM, Grokfast, Lion, Lookahead
+from dals.layerwise import LARS
 
 if not torch.distributed.is_available():
     pytest.skip("this torch is built without torch.distributed", allow_module_level=True)
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -477,3 +488,184 @@ def partial_loss(rank):
 
 def test_a_loss_that_is_a_sum_over_ranks_is_read_whole(on_two_ranks):
     assert on_two_ranks(partial_loss) == [1.5, 1.5]
+
+
+# The other classes
+
+CLASSES = {
+    "SAM": lambda model: SAM(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), 0.3),
+    "LARS": lambda model: LARS(model.parameters(), 1.0, trust=0.05, weight_decay=0.1),
+    "AdaBound": lambda model: AdaBound(model.parameters(), 0.02),
+    "Lion": lambda model: Lion(model.parameters(), 0.01),
+    "Lookahead": lambda model: Lookahead(torch.optim.AdamW(model.parameters(), 0.02), 3),
+    "Grokfast": lambda model: Grokfast(torch.optim.SGD(model.parameters(), 0.05), 0.8),
+    "nested": lambda model: Lookahead(SAM(Grokfast(dals(model))), 2),
+}
+LAYOUTS = {"plain": {}, "flat": {"flatten_optimizer_state_dict": True}, "full": {"full_state_dict": True}}
+
+
+def walk(model, optimizer, steps, rank=None):
+    "Train with closures; what an optimizer keeps of the loss is its own affair."
+    rows = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+    for step in steps:
+        ids, targets = (x[rows] for x in batch(step))
+
+        def closure(ids=ids, targets=targets):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(ids), targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return values(model)
+
+
+def others(rank, name):
+    "Half of a run in shards, then its other half by new optimizers that were given the state in each of torch's layouts."
+    model = shard(words())
+    optimizer = CLASSES[name](model)
+    walk(model, optimizer, range(1, 8), rank)
+    weights, states = copy.deepcopy(model.state_dict()), {}
+    for layout, options in LAYOUTS.items():
+        states[layout] = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**options)))
+    ends = []
+    for layout, options in LAYOUTS.items():
+        model.load_state_dict(weights)
+        model.zero_grad()
+        optimizer = CLASSES[name](model)
+        set_optimizer_state_dict(model, optimizer, states[layout], options=StateDictOptions(**options))
+        ends.append(walk(model, optimizer, range(8, 15), rank))
+    return ends
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_goes_in_shards_and_over_checkpoints_where_one_process_goes(on_two_ranks, name):
+    "Its norms are those of the whole, and a wrapper's checkpoint holds what its base keeps."
+    first, second = on_two_ranks(others, name)
+    assert first == second
+    model = words()
+    expected = walk(model, CLASSES[name](model), range(1, 15))
+    for end in first:
+        assert end == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def climbed(rank):
+    "How far SAM goes uphill: rho, whatever part of the weights a rank holds, and a gradient that is still a sum over ranks."
+    mesh = init_device_mesh("cpu", (2,))
+    ps = [Parameter(laid(torch.zeros(5, 2), way, mesh)) for way in (Shard(0), Shard(1), Replicate(), None)]
+    for p in ps:
+        p.grad = torch.ones(5, 2) if not isinstance(p, DTensor) else distribute_tensor(torch.ones(5, 2), mesh, p.placements)
+    ps[2].grad = DTensor.from_local(torch.full((5, 2), 0.5), mesh, [Partial()])
+    with SAM(torch.optim.SGD(ps, 0.1), rho=2.0).uphill():
+        return [whole(p.detach()).flatten().tolist() for p in ps]
+
+
+def test_sam_climbs_by_the_whole_norm(on_two_ranks):
+    first, second = on_two_ranks(climbed)
+    assert first == second
+    for found in first:
+        assert found == pytest.approx([2.0 / math.sqrt(40)] * 10)
+
+
+def old_shards(rank, original):
+    "What each class says of FSDP1's pieces: in parameters that it is given, and in parameters that were whole when it was built."
+    said = {}
+    for name, make in {**CLASSES, "DALS": dals}.items():
+        for late in (False, True):
+            model = words()
+            optimizer = make(model) if late else None
+            parallel = FullyShardedDataParallel(model, use_orig_params=original, device_id=torch.device("cpu"))
+            try:
+                optimizer = optimizer or make(parallel)
+                walk(parallel, optimizer, range(1, 3), rank)
+                optimizer.state_dict()
+                said[name, late] = "went on"
+            except (ValueError, RuntimeError) as error:
+                said[name, late] = str(error)
+    return said
+
+
+def test_pieces_of_fsdp1_are_refused_where_norms_or_states_would_be_wrong(on_two_ranks):
+    first, second = on_two_ranks(old_shards, True)
+    assert first == second
+    for (name, _), said in first.items():
+        if name in ("AdaBound", "Lion"):  # each weight for itself: a piece is as good as the whole
+            assert said == "went on"
+        else:
+            assert said.endswith("use fully_shard."), (name, said)
+    flat, _ = on_two_ranks(old_shards, False)
+    assert all(said.endswith("use fully_shard.") for (name, late), said in flat.items() if name in ("SAM", "LARS", "DALS") and not late)
+
+
+# ZeroRedundancyOptimizer
+
+def zero(rank):
+    "Each rank steps its share of the parameters and hears all losses; the state is gathered, and a new optimizer goes on."
+    model = nn.parallel.DistributedDataParallel(words(torch.float64))
+    optimizers = [ZeroRedundancyOptimizer(layer_groups(model), DALS, lr=0.1, total_steps=40, **OPTIONS) for _ in range(2)]
+    history = train_zero(model, optimizers[0], range(1, 16), rank)
+    optimizers[0].consolidate_state_dict()
+    box = [optimizers[0].state_dict() if rank == 0 else None]
+    dist.broadcast_object_list(box, 0)
+    optimizers[1].load_state_dict(box[0])
+    return history + train_zero(model, optimizers[1], range(16, 31), rank), values(model)
+
+
+def train_zero(model, optimizer, steps, rank):
+    history = []
+    for step in steps:
+        walk_once(model, optimizer, step, rank)
+        history.append((optimizer.optim.phase, float(optimizer.optim.loss_ema)))
+    return history
+
+
+def walk_once(model, optimizer, step, rank):
+    ids, targets = (x[4 * rank:4 * rank + 4] for x in batch(step, torch.float64))
+    optimizer.zero_grad()
+    loss = F.mse_loss(model(ids), targets)
+    loss.backward()
+    optimizer.optim.observe(loss)
+    optimizer.step()
+
+
+def test_zero_redundancy_takes_dals_with_its_options(on_two_ranks):
+    first, second = on_two_ranks(zero)
+    assert first == second
+    meets(first, alone(torch.float64), 1e-10)
+
+
+def lone(rank):
+    "One parameter for two ranks: one of them has nothing to move, and must still take part."
+    p = Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = ZeroRedundancyOptimizer([p], DALS, lr=0.1, total_steps=20)
+    for loss in (2.0, 1.0):
+        p.grad = torch.ones(2)
+        optimizer.optim.observe(loss + rank)
+        optimizer.step()
+    return p.tolist(), optimizer.optim.param_groups[0]["step"], optimizer.optim.loss_ema
+
+
+def test_a_rank_without_parameters_takes_part(on_two_ranks):
+    p = Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = DALS([p], 0.1, total_steps=20)
+    for loss in (2.5, 1.5):
+        p.grad = torch.ones(2)
+        optimizer.step(lambda loss=loss: loss)
+    for found, step, average in on_two_ranks(lone):
+        assert found == pytest.approx(p.tolist()) and (step, average) == (2, optimizer.loss_ema)
+
+
+def idle(rank):
+    "A batch that no rank has, and one that only rank 1 has."
+    p = Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = DALS([p], total_steps=20)
+    optimizer.step(lambda: None)
+    before = optimizer.param_groups[0]["step"]
+    p.grad = torch.ones(2)
+    optimizer.step(lambda: 1.0 if rank else None)
+    return before, optimizer.param_groups[0]["step"], p.tolist()
+
+
+def test_a_step_that_no_rank_has_is_none(on_two_ranks):
+    first, second = on_two_ranks(idle)
+    assert first == second and first[:2] == (0, 1)

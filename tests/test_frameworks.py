@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, default_collate
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -246,3 +247,110 @@ def test_lightning_resumes_to_the_last_bit(make, tmp_path):
     fit(resumed, tmp_path / "again", examples(make), 2, start=str(tmp_path / "epoch=0.ckpt"))
     assert progress(resumed.dals) == progress(whole.dals) and resumed.dals.param_groups[0]["step"] == 6
     assert equal(whole, resumed) and not equal(whole.model, make())
+
+
+SCALED = {"16-mixed": lambda: MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=8.0)),
+          "bf16-mixed": lambda: MixedPrecision("bf16-mixed", "cpu")}
+
+
+@pytest.mark.parametrize("precision", SCALED)
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_lightning_clips_gradients_in_mixed_precision(precision, micro_batches, tmp_path):
+    "What reaches the optimizer is true to size and no longer than was asked for"
+    longest = {}
+    for clip in (None, 0.25):
+        module, lengths = lit("Lightning, accumulated", llama()), []
+
+        def measure(optimizer, *_):
+            lengths.append(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm().item())  # noqa: B023
+
+        with register_optimizer_step_post_hook(measure):
+            rows = fit(module, tmp_path, examples(llama), micro_batches, plugins=[SCALED[precision]()], gradient_clip_val=clip)
+        told(module.dals, torch.tensor([row["loss"] for row in rows], dtype=torch.double).view(-1, micro_batches).mean(1).tolist())
+        longest[clip] = max(lengths)
+    assert 0.24 < longest[0.25] < 0.2501 < longest[None] < 5  # scaled eight times, it would be above
+
+
+def test_lightning_skips_an_overflow_and_forgets_its_loss(tmp_path):
+    module = lit("Lightning, accumulated", llama())
+    step, calls = module.training_step, []
+    module.training_step = lambda batch, index: step(batch, index) * (float("inf") if calls.append(1) or len(calls) == 3 else 1)
+    rows = fit(module, tmp_path, examples(llama), plugins=[SCALED["16-mixed"]()])
+    told(module.dals, [row["loss"] for i, row in enumerate(rows) if i != 2])
+
+
+def test_lightning_may_leave_batches_out(tmp_path):
+    module = lit("Lightning", llama())
+    step, kept = module.training_step, []
+    module.training_step = lambda batch, index: None if index % 3 == 1 else kept.append(step(batch, index)) or kept[-1]
+    fit(module, tmp_path, examples(llama))
+    told(module.dals, [loss.item() for loss in kept])
+    assert len(kept) == 8
+
+
+def test_lightning_without_an_end_is_told_to_have_one(tmp_path):
+    def run(**how):
+        module = lit("Lightning", llama())
+        lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          enable_checkpointing=False, **how).fit(module, DataLoader(examples(llama), batch_size=4))
+        return module.dals.total_steps
+
+    with pytest.raises(ValueError, match=r"total_steps.* got inf: give the run an end \(max_epochs=-1 has none\)"):
+        run(max_epochs=-1)
+    assert run(max_epochs=-1, max_steps=5) == 5
+
+
+def test_accelerate_sees_skipped_steps_and_their_loss_is_forgotten():
+    accelerator, model = Accelerator(cpu=True), llama()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # accelerate builds one for CUDA only
+    loader = DataLoader(examples(llama), batch_size=4)
+    model, optimizer, loader = accelerator.prepare(model, DALS(layer_groups(model), total_steps=6), loader)
+    losses, skipped = [], []
+    for i, batch in enumerate(loader):
+        loss = model(**batch).loss
+        accelerator.backward(loss * (float("inf") if i in (1, 4) else 1))
+        optimizer.optimizer.observe(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        skipped.append(optimizer.step_was_skipped)
+    assert skipped == [False, True, False, False, True, False]
+    told(optimizer.optimizer, [loss for loss, skip in zip(losses, skipped, strict=True) if not skip])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_trainer_clips_and_takes_bfloat16(bf16, tmp_path):
+    lengths = []
+
+    def measure(optimizer, *_):
+        lengths.append(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm().item())
+
+    args = arguments(tmp_path, 8, 8, 1, bf16=bf16)
+    args.max_grad_norm = 0.25
+    names = follow("Trainer", model=llama(), args=args, data=examples(llama))
+    with register_optimizer_step_post_hook(measure):
+        names["trainer"].train()
+    told(names["opt"], [row["loss"] for row in names["trainer"].state.log_history if "loss" in row])
+    assert len(lengths) == 8 and 0.24 < max(lengths) < 0.2501
+
+
+def test_trainer_with_a_scaler_skips_an_overflow(tmp_path):
+    "Trainer zeroes the gradients of the model, so the optimizer does not learn that they are gone: the loss counts for the next update"
+    names = follow("Trainer", model=llama(), args=arguments(tmp_path, 6, 8, 1), data=examples(llama))
+    trainer = names["trainer"]
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # Trainer asks for one on CUDA only
+    backward, calls = trainer.accelerator.backward, []
+    trainer.accelerator.backward = lambda loss, **how: backward(loss * (float("inf") if calls.append(1) or len(calls) == 3 else 1), **how)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 6 and trainer.accelerator.scaler.get_scale() == 4.0
+    told(names["opt"], [*losses[:2], (losses[2] + losses[3]) / 2, *losses[4:]])
+
+
+def test_a_schedule_of_trainers_own_is_announced(tmp_path):
+    args = arguments(tmp_path, 4, 8, 1)
+    args.lr_scheduler_type = "linear"
+    names = follow("Trainer", model=llama(), args=args, data=examples(llama))
+    with pytest.warns(UserWarning, match='schedule=None switches its own off.*lr_scheduler_type="constant" in Trainer') as caught:
+        names["trainer"].train()
+    assert sum("Two schedules are multiplied" in str(warning.message) for warning in caught) == 1

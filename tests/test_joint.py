@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -272,3 +273,103 @@ def test_stlr_rises_to_one_at_the_cut_and_falls_to_the_floor(cut, ratio, a, b):
         assert factor(a) <= factor(b) + 1e-9
     if a >= cut:
         assert factor(a) >= factor(b) - 1e-9
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_sam_with_a_scaler_goes_where_it_goes_without(base):
+    "And where a gradient overflows, at home or uphill, nothing moves and the scale is halved"
+    models = [network(), network()]
+    plain, scaled = (SAM(BASES[base](groups(model)), rho=0.1) for model in models)
+    train(models[0], plain, 0, 8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    def step(k, home=1.0, uphill=1.0):
+        def backward(factor):
+            scaled.zero_grad()
+            scaler.scale(F.cross_entropy(models[1](X[k]), Y[k]) * factor).backward()
+
+        backward(home)
+        with scaled.uphill():
+            backward(uphill)
+        scaler.step(scaled.base)
+        scaler.update()
+
+    for k in range(8):
+        for bad in ({"home": math.inf}, {"uphill": math.inf}) if k == 4 else ():
+            before, scale = copy.deepcopy(models[1].state_dict()), scaler.get_scale()
+            step(k, **bad)
+            assert all(torch.equal(x, before[name]) for name, x in models[1].state_dict().items()) and scaler.get_scale() == scale / 2
+        step(k)
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [SAM, lambda base: Lookahead(SAM(base)), lambda base: SAM(Lookahead(base)),
+                                  lambda base: Grokfast(Lookahead(SAM(base)))])
+def test_a_scaler_is_told_that_it_cannot_serve_two_gradients(wrap):
+    model, scaler = network(), torch.amp.GradScaler("cpu")
+    optimizer = wrap(BASES["SGD"](groups(model)))
+    scaler.scale(closure(model, optimizer, 0)()).detach()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"with optimizer.uphill\(\).*scaler.step\(optimizer.base\)"):
+        scaler.step(optimizer, closure(model, optimizer, 0))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", ["Lookahead", "Grokfast"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_steps_the_other_wrappers_and_skips(wrap, fused):
+    models = [network(), network()]
+    plain, scaled = (WRAPS[wrap](AdamW(model.parameters(), lr=0.02, fused=fused)) for model in models)
+    train(models[0], plain, 0, 8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for k, bad in [(0, False), (1, False), (2, True), *((k, False) for k in range(2, 8))]:
+        scaled.zero_grad()
+        scaler.scale(F.cross_entropy(models[1](X[k]), Y[k]) * (math.inf if bad else 1)).backward()
+        scaler.step(scaled)
+        scaler.update()
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("base", BASES)
+def test_gradients_are_those_of_autograd_after_a_step(base, wrap):
+    "Also where the base fails"
+    model, seen = network(), []
+    optimizer = WRAPS[wrap](BASES[base](groups(model)))
+    for k in range(3):
+        def evaluate(k=k):
+            loss = closure(model, optimizer, k)()
+            seen[:] = [(p.grad, p.grad.clone()) for p in model.parameters()]
+            return loss
+
+        optimizer.step(evaluate)
+        assert all(p.grad is same and torch.equal(same, value) for p, (same, value) in zip(model.parameters(), seen, strict=True))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("base", BASES)
+def test_torchs_checkpoint_functions_carry_the_base(base, wrap, flat):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+    options, models = StateDictOptions(flatten_optimizer_state_dict=flat), [network(), network()]
+    optimizers = [WRAPS[wrap](BASES[base](groups(model))) for model in models]
+    train(models[0], optimizers[0], 0, 5)
+    models[1].load_state_dict(models[0].state_dict())
+    state = copy.deepcopy(get_optimizer_state_dict(models[0], optimizers[0], options=options))
+    set_optimizer_state_dict(models[1], optimizers[1], state, options=options)
+    assert torch.equal(*(train(model, optimizer, 5, 11) for model, optimizer in zip(models, optimizers, strict=True)))
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_the_base_keeps_is_seen_through_the_wrapper(wrap):
+    model = network()
+    optimizer = WRAPS[wrap](BASES["AdamW"](groups(model)))
+    assert not optimizer.state
+    train(model, optimizer, 0, 3)
+    inner, p = optimizer, model[0].weight
+    kept = optimizer.state[p]
+    while hasattr(inner, "base"):
+        inner, kept = inner.base, kept["base"]
+    assert kept is inner.state[p] and set(kept) == {"step", "exp_avg", "exp_avg_sq"}

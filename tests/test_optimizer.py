@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 import dals.optimizer
+from dals.joint import Grokfast, Lookahead
 from dals.optimizer import DALS, DALSAcc, DALSFast
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -459,3 +460,132 @@ def test_a_subclass_may_remember_and_listen_as_it_likes(foreach):
             warnings.simplefilter("error")
             optimizer.step(lambda: closure(memory)) # noqa: B023
         assert optimizer.state[p]["filtered"].item() == pytest.approx(filtered, abs=1e-7)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, 0, -1, 2.5, "10", True])
+@pytest.mark.parametrize("make", [lambda p, n: DALS([p], total_steps=n), lambda p, n: DALS([p], total_steps=n, schedule=None),
+                                  lambda p, n: DALSFast([p], total_steps=n), lambda p, n: DALSAcc([p], restart_steps=n),
+                                  lambda p, n: DALSAcc([p], restart_steps=9, total_steps=n)])
+def test_a_number_that_counts_no_updates_is_refused(make, wrong):
+    with pytest.raises(ValueError, match="(total_steps|restart_steps), the updates in .* whole number"):
+        make(Parameter(torch.ones(2)), wrong)
+
+
+@pytest.mark.parametrize("option, value", [("total_steps", 20), ("warmup", 0.1), ("schedule", None), ("restart_steps", 3),
+                                           ("restart_mult", 3)])
+def test_an_option_of_the_run_belongs_to_no_group_unless_it_is_the_runs_own(option, value):
+    p, q = (Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = DALSAcc([p], restart_steps=9, total_steps=40, warmup=0.2)
+    own = 9 if option == "restart_steps" else 2 if option == "restart_mult" else getattr(optimizer, option)
+    if option != "schedule": # None is its own
+        with pytest.raises(ValueError, match=f"{option} belongs to the whole run"):
+            optimizer.add_param_group({"params": [q], option: value})
+    optimizer.add_param_group({"params": [q], option: own}) # as ZeroRedundancyOptimizer does
+    assert option not in optimizer.param_groups[1]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("where", ["gradient", "weight", "filtered", "momentum_buffer"])
+@pytest.mark.parametrize("maker", sorted(MAKERS))
+def test_loop_and_lists_agree_on_what_is_not_finite(maker, where, value):
+    ends = []
+    for foreach in (False, True):
+        ps = [Parameter(double([[3.0, 4.0], [1.0, 2.0]])), Parameter(double([1.0, 2.0, 3.0]))]
+        groups = [{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0, "weight_decay": 0.0}]
+        optimizer = MAKERS[maker](groups, foreach=foreach)
+        for step in range(5):
+            for p in ps:
+                p.grad = torch.full_like(p, 0.1 * (step - 1))
+            if step == 2:
+                for p in ps:
+                    place = {"gradient": p.grad, "weight": p.detach()}.get(where)
+                    (optimizer.state[p][where] if place is None else place).view(-1)[1] = value
+            optimizer.observe(1.0 - 0.01 * step)
+            optimizer.step()
+        ends.append([x for p in ps for x in (p.detach(), *optimizer.state[p].values())])
+        assert not all(x.isfinite().all() for x in ends[-1])
+    for loop, lists in zip(*ends, strict=True):
+        torch.testing.assert_close(loop, lists, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+WRAPS = {"DALS": lambda base: base, "Lookahead": lambda base: Lookahead(base, 3), "Grokfast": Grokfast,
+         "nested": lambda base: Lookahead(Grokfast(base))}
+
+
+@pytest.mark.parametrize("order", ["zero, backward, observe, step", "backward, observe, step, zero", "observe, zero, backward, step"])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_step_that_a_scaler_skips_takes_its_loss_along(wrap, order):
+    "Whatever the order of the loop: the average is that of the steps that were taken, micro-batches included"
+    p = Parameter(double([3.0, 4.0]))
+    base = DALS([p], total_steps=20)
+    optimizer, scaler = WRAPS[wrap](base), torch.amp.GradScaler("cpu", init_scale=8.0)
+    assert hasattr(optimizer, "observe") and not hasattr(Lookahead(torch.optim.SGD([p], 0.1)), "observe")
+    kept = []
+    for step, loss in enumerate([2.0, 1.9, 7.0, 8.0, 1.7, 9.0, 1.6]):
+        bad = loss > 2
+
+        def do(word, loss=loss, bad=bad):
+            if word == "zero":
+                optimizer.zero_grad()
+            elif word == "backward":
+                scaler.scale((p * (math.inf if bad else 1.0)).sum()).backward()
+            elif word == "observe":
+                optimizer.observe(loss)
+                if order.startswith("zero"): # two micro-batches
+                    optimizer.observe(loss)
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+
+        for word in order.split(", "):
+            do(word)
+        kept += [] if bad else [loss]
+        average, phase = None, 0
+        for x in kept:
+            average, phase = dals.optimizer.detect(x, average, phase)
+        assert base.loss_ema == pytest.approx(average) and base.phase == phase and base.param_groups[0]["step"] == len(kept), step
+    assert scaler.get_scale() == 1.0
+
+
+def test_a_step_without_gradient_and_loss_is_none_also_without_phases():
+    for thresholds in (None, (0.01, 0.002)):
+        p = Parameter(double([3.0, 4.0]))
+        optimizer = DALS([p], total_steps=9, thresholds=thresholds)
+        assert optimizer.step() is None and optimizer.step(lambda: None) is None
+        assert optimizer.param_groups[0]["step"] == 0 and not optimizer.state
+        optimizer.step(lambda: 1.0) # a loss alone counts: another process may have the gradient
+        assert optimizer.param_groups[0]["step"] == 1
+
+
+@pytest.mark.parametrize("cls, says", [(DALS, "schedule=None switches its own off"),
+                                       (DALSAcc, "DALS with schedule=None has none of its own")])
+def test_a_second_schedule_is_announced_once(cls, says):
+    def optimizer(**options):
+        p = Parameter(double([3.0, 4.0]))
+        p.grad = double([0.1, 0.1])
+        return cls([p], **({"restart_steps": 4} if cls is DALSAcc else {"total_steps": 9}), **options)
+
+    first = optimizer()
+    scheduler = torch.optim.lr_scheduler.StepLR(first, 2, 0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(6):
+            first.step(lambda: 1.0)
+            assert len(caught) == (step >= 2)
+            scheduler.step()
+            if step == 3:
+                first = pickle.loads(pickle.dumps(first)) # a twin does not say it again
+                scheduler = torch.optim.lr_scheduler.LambdaLR(first, lambda k: 1.0)
+    assert "moved lr from 0.03 to 0.015" in str(caught[0].message) and says in str(caught[0].message)
+    second = optimizer()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(second, lambda k: 1.0) # such as `build` makes for DALS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            second.step(lambda: 1.0)
+            scheduler.step()
+
+
+def test_a_rate_that_is_a_tensor_is_no_part_of_a_captured_graph():
+    with pytest.raises(ValueError, match="lr as a Tensor is not supported for capturable=True"):
+        DALS([Parameter(torch.ones(2))], torch.tensor(0.1), total_steps=9, capturable=True)

@@ -10,7 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dals.fixed import tst_param
-from dals.schedule import constant, cosine, floored, per_step, restarts, step_decay, warmup
+from dals import DALS
+from dals.joint import stlr
+from dals.schedule import constant, cosine, floored, is_count, per_step, restarts, step_decay, warmup
 
 calm = settings(deadline=None, max_examples=50)  # a busy machine is not a failure
 progresses = st.floats(0, 1, exclude_min=True)
@@ -108,7 +110,12 @@ def test_a_floor_keeps_order_and_ends(schedule, ratio, progress):
         lambda: warmup(cosine, math.nan),
         lambda: floored(cosine, -0.1),
         lambda: floored(cosine, 1.1),
-        lambda: per_step(torch.optim.SGD([tst_param(0.0, 0.0)], lr=1), cosine, 0),
+        lambda: step_decay(math.inf),
+        lambda: restarts(math.inf),
+        lambda: restarts(1e-12),  # shorter than what counts as reached: it would never end
+        lambda: restarts(0.1, mult=math.inf),
+        *(lambda wrong=wrong: per_step(torch.optim.SGD([tst_param(0.0, 0.0)], lr=1), cosine, wrong)
+          for wrong in (0, -3, 2.5, math.inf, math.nan, None, "10", True)),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused_when_it_is_made(wrong):
@@ -168,3 +175,60 @@ def test_two_schedulers_share_a_schedule_without_sharing_anything_else():
     ahead = run(optimizers[0], first, 10)
     assert run(optimizers[1], second, 10) == ahead
     assert copy.deepcopy(schedule)(0.3) == schedule(0.3)
+
+
+@calm
+@given(st.one_of(schedules, st.builds(stlr, st.floats(0.01, 0.99), st.floats(1, 100))), st.lists(progresses, min_size=1, max_size=5))
+def test_a_schedule_goes_through_a_file_alone_and_in_an_optimizer(schedule, places):
+    twin = pickle.loads(pickle.dumps(schedule))
+    assert [twin(p) for p in places] == [schedule(p) for p in places]
+    optimizer = DALS([tst_param(1.0, 1.0)], total_steps=7, schedule=schedule)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert [twin.factor(t) for t in range(1, 8)] == [optimizer.factor(t) for t in range(1, 8)]
+
+
+@given(st.one_of(st.integers(), st.floats(), st.none(), st.booleans(), st.text(max_size=3)))
+def test_a_count_is_a_whole_number_of_at_least_one(x):
+    whole = type(x) is int or type(x) is float and x.is_integer()
+    assert is_count(x) == bool(whole and x >= 1)
+
+
+@pytest.mark.parametrize("join", [0, 3, 19])
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_group_that_joins_follows_the_schedule_from_there(join, tensor):
+    optimizer, scheduler = pair(0.1)
+    whole, seen = run(*pair(0.1, 1.0), 20), []
+    optimizer.register_step_post_hook(lambda *_: seen.append([float(group["lr"]) for group in optimizer.param_groups]))
+    for step in range(20):
+        if step == join:
+            optimizer.add_param_group({"params": [tst_param(1.0, 1.0)], "lr": torch.tensor(1.0, dtype=torch.float64) if tensor else 1.0})
+        optimizer.step()
+        scheduler.step()
+    assert seen == [rates[:1] for rates in whole[:join]] + whole[join:]
+
+
+def test_a_run_with_a_late_group_resumes():
+    def late():
+        optimizer, scheduler = pair(0.1)
+        first = run(optimizer, scheduler, 5)
+        optimizer.add_param_group({"params": [tst_param(1.0, 1.0)], "lr": 1.0})
+        return optimizer, scheduler, first
+
+    optimizer, scheduler, _ = late()
+    run(optimizer, scheduler, 3)
+    saved = pickle.loads(pickle.dumps((optimizer.state_dict(), scheduler.state_dict())))
+    rest = run(optimizer, scheduler, 12)
+    for again, plan in (pair(0.1), pair(0.1, 1.0)):  # the group joins anew, or is there from the start
+        if len(again.param_groups) == 1:
+            again.add_param_group({"params": [tst_param(1.0, 1.0)], "lr": 1.0})
+        again.load_state_dict(saved[0])
+        plan.load_state_dict(saved[1])
+        assert run(again, plan, 12) == rest
+
+
+def test_groups_with_schedules_of_their_own_are_joined_by_one_with_the_last():
+    optimizer = torch.optim.SGD([{"params": [tst_param(1.0, 1.0)], "lr": 1.0} for _ in range(2)])
+    scheduler = per_step(optimizer, [constant, cosine], 4)
+    optimizer.add_param_group({"params": [tst_param(1.0, 1.0)], "lr": 2.0})
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, cosine(0.5), 2 * cosine(0.5)]
