@@ -476,16 +476,18 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
                 container[key] = draw.choice(junk)
         text = json.dumps(document)
         Path("mutant.json").write_text(text[:draw.randrange(len(text))] if draw.random() < 0.05 else text)
-        start = time.monotonic()
+        start, work = time.monotonic(), time.process_time()
         statuses.append(main(["replay", "mutant.json"]))
         out, err = capsys.readouterr()
-        assert "Traceback" not in out + err and "should not have happened" not in err and time.monotonic() - start < 30, text[:2000]
+        assert "Traceback" not in out + err and "should not have happened" not in err, text[:2000]
+        assert time.process_time() - work < 15 and time.monotonic() - start < 150, text[:2000] # a machine may be busy with something else
         assert err.count("\n") == (statuses[-1] == 2)
     assert {0, 1, 2} == set(statuses) and min(map(statuses.count, (1, 2))) > 20
 
 
 def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
     draw = random.Random(21)
+    monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at models takes its time
     monkeypatch.setattr(results, "sweep", lambda *args, **more: results.Swept()) # training is for other tests;
     monkeypatch.setattr(sys.modules["dals.benchmark"], "sweep", results.sweep) # what is planned, refused and printed is real
     monkeypatch.setattr("dals.tuning.tune", lambda *args, **more: [])
@@ -509,12 +511,13 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
             words += [option, *draw.sample(names, draw.choice((0, 1, 1, 2)))]
         if command in ("train", "tune", "decide", "benchmark") and draw.random() < 0.5:
             words.append("--dry-run")
-        start = time.monotonic()
+        start, work = time.monotonic(), time.process_time()
         status = main(words)
         out, err = capsys.readouterr()
         seen.add(status)
         assert status in (0, 1, 2) and "Traceback" not in out + err, words
-        assert "should not have happened" not in err and time.monotonic() - start < 30, (words, err)
+        assert "should not have happened" not in err, (words, err)
+        assert time.process_time() - work < 15 and time.monotonic() - start < 150, words # a machine may be busy with something else
         assert status != 2 or [line for line in err.splitlines() if not line.startswith("warning")][-1].startswith("dals: "), words
     assert {0, 2} <= seen
 
