@@ -18,9 +18,9 @@ from .tasks import get_task
 from .training import Run
 
 # %% auto #0
-__all__ = ['COARSE', 'TUNING_SEEDS', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step', 'refined',
-           'score', 'scores_of', 'choice', 'run_missing', 'tune', 'tuned_configs', 'gradients_to',
-           'performance_profile']
+__all__ = ['COARSE', 'TUNING_SEEDS', 'PAPER_SEED', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step',
+           'refined', 'score', 'scores_of', 'choice', 'run_missing', 'tune', 'tuned_configs', 'reported',
+           'gradients_to', 'performance_profile']
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-008
 COARSE = tuple(range(-8, 9, 2)) # quarters of a decade: nine multiples of the text's rate, from 0.01 to 100
@@ -185,6 +185,20 @@ def tuned_configs(
     found = {name: rates(task, name, choice(task, name, store, profile).step) for name in strategies}
     return [{"task": task, "strategy": name, "seed": seed, "protocol": "tuned", "profile": profile, "overrides": own}
             for name, own in found.items() for seed in seeds]
+
+
+PAPER_SEED = 42 # of the paper's single run: shown beside, counted in no comparison
+
+
+def reported(
+    runs: Iterable[Run], # of one task, budget and protocol
+) -> dict[str, dict[int, float]]: # strategy -> seed -> accuracy after the last epoch, 0 where it diverged
+    "What counts in a comparison: no seed that chose a rate, and not the paper's own"
+    found: dict[str, dict[int, float]] = {name: {} for name in STRATEGIES}
+    for run in runs:
+        if run.seed not in (*TUNING_SEEDS, PAPER_SEED) and run.variant is None and run.strategy in found:
+            found[run.strategy][run.seed] = score(run)
+    return found
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-028
 def gradients_to(

@@ -10,14 +10,15 @@ import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as some
 from scipy import stats
 
+from dals import report
 from dals.cli import main
 from dals.results import Store, missing
 from dals.strategies import HYPERPARAMETERS, RATES, STRATEGIES
 from dals.tasks import get_task, validation
 from dals.training import fit
 from dals.tuning import (
-    COARSE, TUNING_SEEDS, best_step, choice, gradients_to, multiple, performance_profile, rates, refined, scores_of, step_of, trials, tune,
-    tuned_configs, variant_of,
+    COARSE, PAPER_SEED, TUNING_SEEDS, best_step, choice, gradients_to, multiple, performance_profile, rates, refined, reported, scores_of,
+    step_of, trials, tune, tuned_configs, variant_of,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +177,14 @@ def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
                         (["synthetic", "--device", "cuda:99"], "There is no device 'cuda:99'")):
         assert main(["tune", "--task", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_seeds_that_chose_and_the_papers_own_count_nowhere(template):
+    assert PAPER_SEED == report.PAPER_SEED
+    runs = [replace(template, seed=seed, protocol="tuned", final_accuracy=float(seed), diverged=seed == 7)
+            for seed in (3, 7, PAPER_SEED, *TUNING_SEEDS)]
+    found = reported([*runs, replace(template, seed=4, variant="x1")])
+    assert found == {name: {} for name in STRATEGIES} | {"Fixed SGD": {3: 3.0, 7: 0.0}}
 
 
 def test_gradients_are_counted_and_the_first_epoch_at_the_target_ends_the_count(template):
