@@ -274,7 +274,7 @@ def test_lightning_clips_gradients_in_mixed_precision(precision, micro_batches, 
 def test_lightning_skips_an_overflow_and_forgets_its_loss(tmp_path):
     module = lit("Lightning, accumulated", llama())
     step, calls = module.training_step, []
-    module.training_step = lambda batch, index: step(batch, index) * (float("inf") if calls.append(1) or len(calls) == 3 else 1)
+    module.training_step = lambda batch, batch_idx: step(batch, batch_idx) * (float("inf") if calls.append(1) or len(calls) == 3 else 1)
     rows = fit(module, tmp_path, examples(llama), plugins=[SCALED["16-mixed"]()])
     told(module.dals, [row["loss"] for i, row in enumerate(rows) if i != 2])
 
@@ -282,7 +282,7 @@ def test_lightning_skips_an_overflow_and_forgets_its_loss(tmp_path):
 def test_lightning_may_leave_batches_out(tmp_path):
     module = lit("Lightning", llama())
     step, kept = module.training_step, []
-    module.training_step = lambda batch, index: None if index % 3 == 1 else kept.append(step(batch, index)) or kept[-1]
+    module.training_step = lambda batch, batch_idx: None if batch_idx % 3 == 1 else kept.append(step(batch, batch_idx)) or kept[-1]
     fit(module, tmp_path, examples(llama))
     told(module.dals, [loss.item() for loss in kept])
     assert len(kept) == 8
