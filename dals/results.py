@@ -438,7 +438,8 @@ def code_notes(
                      f"({_some([run_name(key_of(run)) for run in other])}): dals train --again redoes {them}")
     if marked and (half := [cell for cell, some in codes(runs).items() if None in some and len(some) > 1]):
         names = _some([f"{cell.task} {cell.strategy}" for cell in half])
-        notes.append(f"{len(half)} {'cell holds' if len(half) == 1 else 'cells hold'} new records beside some from before records said what their code does ({names}): "
+        hold = "cell holds" if len(half) == 1 else "cells hold"
+        notes.append(f"{len(half)} {hold} new records beside some from before records said what their code does ({names}): "
                      "whether they were made alike cannot be told; dals train --again redoes the old ones")
     return notes
 
