@@ -410,7 +410,11 @@ def even_chance(
     n: int, # of how many
 ) -> float:
     "Exact two-sided binomial p value against one half."
-    return min(1.0, 2 * sum(comb(n, k) for k in range(max(hits, n - hits), n + 1)) / 2**n)
+    first = max(hits, n - hits)
+    term, tail = comb(n, first), 0
+    for k in range(first, n + 1):
+        tail, term = tail + term, term * (n - k) // (k + 1) # the next binomial coefficient from this one
+    return min(1.0, 2 * tail / 2**n)
 
 # %% ../nbs/16_claims.ipynb #16_claims-137
 class Case(NamedTuple):
@@ -476,9 +480,9 @@ def first_seeds(
 def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) -> list[dict[str, Any]]:
     "The configs that an open answer lacks, seed by seed."
     found: list[dict[str, Any]] = []
-    if answer.verdict != OPEN or answer.total > LIMIT:
+    if answer.verdict != OPEN:
         return found
-    for seed in first_seeds(max(case.part.seeds, answer.total)):
+    for seed in first_seeds(max(case.part.seeds, answer.total if answer.total <= LIMIT else 0)):
         for ground, names in answer.asks or ((case.ground, case.part.strategies),):
             rows, variants = case.at(ground).best, case.part.variants if ground == case.ground else ()
             for name, variant in [(name, None) for name in names] + [(_STLR, variant) for variant in variants]:
