@@ -433,11 +433,13 @@ def code_notes(
                      "dals train --again redoes those that today's code would not repeat")
     marked = [run for run in runs if run.behaviour is not None]
     if other := outdated(marked):
-        notes.append(f"{len(other)} of {len(runs)} records were made by code that behaves otherwise than today's "
-                     f"({_some([run_name(key_of(run)) for run in other])}): dals train --again redoes them")
+        were, them = ("was", "it") if len(other) == 1 else ("were", "them")
+        notes.append(f"{len(other)} of {len(runs)} records {were} made by code that behaves otherwise than today's "
+                     f"({_some([run_name(key_of(run)) for run in other])}): dals train --again redoes {them}")
     if marked and (half := [cell for cell, some in codes(runs).items() if None in some and len(some) > 1]):
         names = _some([f"{cell.task} {cell.strategy}" for cell in half])
-        notes.append(f"{len(half)} cells hold new records beside some from before records said what their code does ({names}): "
+        hold = "cell holds" if len(half) == 1 else "cells hold"
+        notes.append(f"{len(half)} {hold} new records beside some from before records said what their code does ({names}): "
                      "whether they were made alike cannot be told; dals train --again redoes the old ones")
     return notes
 
@@ -994,6 +996,19 @@ def _hand_over(
             future.cancel()
 
 
+def _run_all(
+    todo: Sequence[dict[str, Any]], jobs: int, executor: Executor | None, work: Callable[[dict[str, Any]], dict[str, Any]],
+    ended: Callable[[dict[str, Any], Future], None], stopping: Callable[[], bool], say: Callable[[str], object],
+) -> list[dict[str, Any]]: # those whose worker was killed twice
+    "Run configs in an executor, or in a pool of our own, where those at work when a worker was killed get a second try, each alone."
+    if executor is not None:
+        _hand_over(executor, todo, work, ended, stopping)
+        return []
+    if suspects := _drain(todo, jobs, work, ended, stopping):
+        say(f"a worker was killed, perhaps for want of memory; what was at work ({len(suspects)}) is tried once more, each run alone")
+    return [config for config in suspects if _drain([config], 1, work, ended, stopping)]
+
+
 PATIENCE = 20.0 # seconds that a sweep waits at its end for runs that other sweeps have claimed
 
 
@@ -1207,14 +1222,8 @@ def sweep(
         with _environment(**_SINGLE), _noted_interrupts(bar.tick) as stopping:
             bar.tell()
             while todo:
-                if executor is not None:
-                    _hand_over(executor, todo, work, ended, stopping)
-                elif suspects := _drain(todo, jobs, work, ended, stopping):
-                    bar.say(f"a worker was killed, perhaps for want of memory; what was at work ({len(suspects)}) is tried once more, "
-                            "each run alone")
-                    for config in suspects:
-                        if _drain([config], 1, work, ended, stopping):
-                            note(config, _trace(store, config, _KILLED))
+                for config in _run_all(todo, jobs, executor, work, ended, stopping, bar.say):
+                    note(config, _trace(store, config, _KILLED))
                 todo = []
                 for config in _released(others, store, bar.say, stopping):
                     if done := _found(config, store, only_local, again):

@@ -403,7 +403,7 @@ def test_records_from_before_there_was_a_fingerprint_are_marked_and_not_dropped(
     store.put(old)
     assert [one.seed for one in store.runs()] == [0, 1] and mixed(store.runs()) == {}
     [note] = code_notes(store.runs())
-    assert "1 cells hold new records beside some from before records said what their code does (synthetic DALS)" in note
+    assert "1 cell holds new records beside some from before records said what their code does (synthetic DALS)" in note
     assert code_notes([old]) == [] and [one.seed for one in outdated(store.runs())] == [1]
     assert trained(store, 0, 1) == [] and trained(store, 0, 1, again=True) == [1]
     assert code_notes(store.runs()) == []
