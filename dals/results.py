@@ -263,7 +263,7 @@ def read_file(
     finally:
         os.close(descriptor)
 
-
+# %% ../nbs/11_results.ipynb #11_results-096
 def _make_folder(folder: Path) -> None: # raises StoreError
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -473,7 +473,7 @@ def holder(
     finally:
         os.close(descriptor)
 
-
+# %% ../nbs/11_results.ipynb #11_results-097
 def _take(claim: Path) -> int | None: # an open file; None where somebody is at work
     "Open and lock the file of a claim; one that lost its name meanwhile is nobody's."
     _make_folder(claim.parent)
@@ -848,7 +848,7 @@ def _trace(store: Store, config: Mapping[str, Any], text: str) -> dict[str, Any]
         write_new(path, text)
     return {"error": text}
 
-
+# %% ../nbs/11_results.ipynb #11_results-098
 def _found(config: dict[str, Any], store: Store, only_local: bool, again: bool) -> Run | None:
     "The record that makes a run unnecessary."
     done = store.get(*key_of(config), where="local" if only_local else None)
@@ -902,7 +902,7 @@ def _answer(future: Future, config: dict[str, Any], store: Store, only_local: bo
         begun = os.path.exists(store.claim(config)) # nobody took the claim away
         return _trace(store, config, text) if begun else {"error": text}
 
-
+# %% ../nbs/11_results.ipynb #11_results-099
 def _start_worker(lifeline: Any) -> None:
     "A worker has one thread, leaves Ctrl-C to its parent, and ends with its lifeline."
     torch.set_num_threads(1)
@@ -969,7 +969,7 @@ def _drain(
             worker_end.close()
     return suspects
 
-
+# %% ../nbs/11_results.ipynb #11_results-100
 def _hand_over(
     executor: Executor, todo: Sequence[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]],
     ended: Callable[[dict[str, Any], Future], None], stopping: Callable[[], bool],
@@ -1008,7 +1008,7 @@ def _run_all(
         say(f"a worker was killed, perhaps for want of memory; what was at work ({len(suspects)}) is tried once more, each run alone")
     return [config for config in suspects if _drain([config], 1, work, ended, stopping)]
 
-
+# %% ../nbs/11_results.ipynb #11_results-101
 PATIENCE = 20.0 # seconds that a sweep waits at its end for runs that other sweeps have claimed
 
 
@@ -1075,7 +1075,7 @@ def _bar(total: int) -> Any: # a tqdm bar, or None where nobody would see one
     return tqdm(total=total, file=sys.stdout, leave=False, dynamic_ncols=True, miniters=0, mininterval=0.5,
                 bar_format="{percentage:3.0f} % |{bar}| {n_fmt} of {total_fmt} runs, {elapsed}{postfix}")
 
-
+# %% ../nbs/11_results.ipynb #11_results-102
 class _Progress:
     "What is left of a sweep, how long it will take, and a line for each run that ends."
     def __init__(
@@ -1133,7 +1133,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-
+# %% ../nbs/11_results.ipynb #11_results-103
 _SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {"TOKENIZERS_PARALLELISM": "false"}
 _KILLED = "RuntimeError: its worker was killed twice, the second time alone; is there enough memory?"
 
