@@ -776,9 +776,10 @@ def _check_parameters(given: Mapping[str, Any]) -> None:
         folder = given.get(name, ".")
         if not isinstance(folder, str):
             raise Refused(f"the parameter {name} is the folder of a store, not {folder!r}")
-        if name in given and not Store(**{name: folder}).runs(variant="*", where=name):
-            where = getattr(Store(**{name: folder}), name)
-            raise Refused(f"there is no record in {where}, which the parameter {name} names: nothing to show")
+        store = Store(**{name: folder})
+        where = Path(getattr(store, name))
+        if name in given and not (where.is_dir() and store.runs(variant="*", where=name)):
+            raise Refused(f"there is no record in {os.path.relpath(where)}, which the parameter {name} names: nothing to show")
 
 
 def _can_hold_files(folder: str) -> None:
