@@ -97,7 +97,7 @@ def _in_step(children: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module
             columns.setdefault(key.rstrip("0123456789"), []).append((key, child))
     length = max((len(column) for key, column in columns.items() if _COMPANION.search(key)), default=0)
     columns = {key: column for key, column in columns.items() if len(column) == length > 1}
-    if len(columns) < 2:
+    if all(_COMPANION.search(key) for key in columns):
         return children
     inside = [pair for pair in children if {pair[0], pair[0].rstrip("0123456789")} & columns.keys()]
     start = children.index(inside[0])

@@ -350,6 +350,20 @@ def test_twenty_orders_are_written_by_hand():
     assert len(BY_HAND) + sum(layers is not None for _, layers in ZOO.values()) >= 20
 
 
+def test_lists_run_in_step_only_beside_blocks_of_their_number():
+    def row(kind, n):
+        return nn.ModuleList([kind() for _ in range(n)])
+
+    def linear(): return nn.Linear(2, 2)
+    def norm(): return nn.LayerNorm(2)
+    for n in (3, 2):
+        model = nn.ModuleDict(dict(patch_embed=row(linear, 2), blocks=row(linear, n), norm=row(norm, 2)))
+        names = [group["name"] for group in layer_groups(model)]
+        embeds, blocks = numbered("patch_embed.{}", 2), numbered("blocks.{}", n)
+        assert names == ([*embeds, *blocks] if n == 3 else [embeds[0], blocks[0], embeds[1], blocks[1]])
+        assert [len(group["params"]) for group in layer_groups(model)] == ([2, 2, 2, 2, 6] if n == 3 else [2, 4, 2, 4])
+
+
 IMAGES = (
     "regnety_002", "densenet121", "nest_tiny", "edgenext_xx_small", "iformer_s", "dla34", "coat_tiny", "crossvit_tiny_240", "fasternet_t0",
     "twins_pcpvt_small", "davit_tiny", "levit_128s", "mobilevit_xxs", "efficientvim_m1", "nextvit_small")
