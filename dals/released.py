@@ -578,8 +578,8 @@ def _replay_one(key: str, run: Mapping[str, Any], problem: Mapping[str, Any], sa
 NUMBERS = "a number or a list of numbers"
 SETTING = "a number, a list of numbers, true, false or null"
 _RUN: dict[str, Any] = {
-    "optimizer": str, "grouping": str, "hyper": {"inner": {"*": SETTING}, "*": SETTING}, "lr": [NUMBERS], "phase": [NUMBERS],
-    "loss_ema": [NUMBERS], "loss_at_w": [NUMBERS], "loss_at_perturbed": [NUMBERS], "params": {"*": {"*": NUMBERS}},
+    "optimizer": str, "grouping": str, "hyper": {"inner": {"*": SETTING}, "*": SETTING}, "lr": [NUMBERS], "phase": [SETTING],
+    "loss_ema": [SETTING], "loss_at_w": [NUMBERS], "loss_at_perturbed": [NUMBERS], "params": {"*": {"*": NUMBERS}},
     "perturbed": {"*": {"*": NUMBERS}}}
 SHAPE: dict[str, Any] = {  # what the parts of a file are, where it has them; "*" is any other name
     "problem": {"order": [str], "params0": {"*": NUMBERS}, "grads": [{"*": NUMBERS}], "losses": [NUMBERS]},
