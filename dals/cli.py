@@ -320,8 +320,10 @@ def engine(
 
 def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
-    from dals.results import Store, code_notes, key_of, sweep
+    from dals.results import Store, StoreError, blocked_by, code_notes, key_of, sweep
     store = Store()
+    if problem := blocked_by(Path(store.local)):
+        raise StoreError(f"cannot keep results in {store.local}: {problem}")
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
     todo = _missing(configs, store, again=args.again)
     runs = store.runs(variant="*")

@@ -1080,7 +1080,8 @@ _EXPERIMENTS = (
     ("audit", "Text against code, deviation by deviation",
      "In the paper: nothing. The code behind it departs from its text, and here each departure is undone alone."),
     ("claims", "Nine claims, asked again",
-     "In the paper: conclusions from one run each. Here: every statement that they make, with a rule, a verdict and the grade of its evidence."),
+     "In the paper: conclusions from one run each. Here: every statement that they make, with a rule, a verdict and the grade of its "
+     "evidence."),
     ("tuned", "Every strategy at its own best rate",
      "In the paper: nothing. Its rates were not tuned; here each strategy looked for its own with the same budget."),
     ("growth", "How cost grows",

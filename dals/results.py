@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'UPGRADES', 'PATIENCE', 'Key', 'complete', 'key_of', 'NewerRecord', 'to_text', 'shown', 'from_text',
-           'StoreError', 'read_file', 'write_new', 'Conflict', 'differences', 'settings', 'run_name', 'Cell', 'cell_of',
-           'codes', 'mixed', 'outdated', 'code_notes', 'holder', 'claimed', 'project_root', 'Store', 'missing',
-           'run_one', 'Swept', 'duration', 'unguarded', 'sweep', 'Summary', 'summary', 'prediction_interval',
+           'StoreError', 'read_file', 'blocked_by', 'write_new', 'Conflict', 'differences', 'settings', 'run_name',
+           'Cell', 'cell_of', 'codes', 'mixed', 'outdated', 'code_notes', 'holder', 'claimed', 'project_root', 'Store',
+           'missing', 'run_one', 'Swept', 'duration', 'unguarded', 'sweep', 'Summary', 'summary', 'prediction_interval',
            'binomial_se']
 
 # %% ../nbs/11_results.ipynb #11_results-002
@@ -264,13 +264,20 @@ def read_file(
         os.close(descriptor)
 
 # %% ../nbs/11_results.ipynb #11_results-096
+def blocked_by(
+    folder: Path, # there already, or to be made
+) -> str | None: # in words; None where nothing is in the way
+    "What stands where a folder should be."
+    way = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
+    return (f"{way} is a link that leads nowhere" if not os.path.exists(way) else f"{way} is no folder" if not os.path.isdir(way)
+            else None)
+
+
 def _make_folder(folder: Path) -> None: # raises StoreError
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: # among them FileExistsError, which is about something else than the file that shall be written
-        way = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
-        reason = (f"{way} is a link that leads nowhere" if not os.path.exists(way) else f"{way} is no folder" if not os.path.isdir(way)
-                  else error.strerror or str(error))
+        reason = blocked_by(folder) or error.strerror or str(error)
         raise StoreError(f"cannot make the folder {folder}: {reason}") from error
 
 

@@ -3,7 +3,6 @@ import itertools
 import json
 import math
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
+
+from records import retold
 
 from dals.ablation import (
     ALL, CELLS, DETECTORS, EFFECTS, FACTORS, NO_PHASES, NOTHING, RATES, RIVAL, answers, asked, averaging, best_rate, best_rates, by_epoch,
@@ -292,8 +293,8 @@ def test_the_sentence_on_phases_follows_from_the_records(tmp_path, template, coi
     def put(configs, mean):
         for config in configs:
             value = mean + draw.uniform(-0.2, 0.2)
-            store.put(replace(template, task=config["task"], seed=config["seed"], variant=config["variant"], final_accuracy=value,
-                              profile="paper", config={**template.config, "overrides": config["overrides"]}))
+            store.put(retold(template, [*(1.0 for _ in template.history[1:]), value], task=config["task"], seed=config["seed"],
+                             variant=config["variant"], profile="paper", config={**template.config, "overrides": config["overrides"]}))
     for cell, detector, best, mean in ((ALL, "coin", 0.3, coin), (ALL, None, 0.003, 85.0), (NO_PHASES, None, 0.003, none)):
         for lr in RATES:
             put(asked("synthetic+validation", [cell], TUNING_SEEDS, lr, detector), 70 + 10 * (lr == best))

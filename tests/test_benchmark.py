@@ -246,7 +246,7 @@ def test_a_script_gives_its_own_task_to_its_workers(root):
     (["sub/my_task.py:task", "--profile", "cpu"], "Known: paper, smoke"),
     (["sub/my_task.py:task", "--protocol", "text"], "There is no protocol 'text'"),
     (["sub/my_task.py:task", "--device", "abacus"], "no device"),
-    (["sub/my_task.py:task", "--seeds", "x"], "is no seed"), (["sub/my_task.py:task", "--seeds", ""], "at least one strategy and one seed"),
+    (["sub/my_task.py:task", "--seeds", "x"], "is no seed"), (["sub/my_task.py:task", "--seeds", ""], "names no seed"),
 ])
 def test_on_the_command_line_a_fault_is_one_sentence(root, capsys, words, says):
     (root / "sub" / "broken.py").write_text("import dals\n1 / 0\n")
