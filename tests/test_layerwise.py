@@ -286,6 +286,16 @@ def gemma3n():
               num_kv_shared_layers=0, layer_types=["full_attention"] * 3, activation_sparsity_pattern=[0.0] * 3, **ENDS)
 
 
+def glpn():
+    return hf("GLPNForDepthEstimation", "GLPNConfig", num_encoder_blocks=2, depths=STAGES, hidden_sizes=[8, 16], patch_sizes=[7, 3],
+              strides=[4, 2], sr_ratios=[2, 1], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=8)
+
+
+def mobilevit():
+    return hf("MobileViTForImageClassification", "MobileViTConfig", image_size=32, hidden_sizes=[16, 16, 16],
+              neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16])
+
+
 LATE_POOLER = ["{0}.embeddings", *numbered("{{0}}.layers.{}", 3), "{0}.pooler.dense", "classifier"]
 BY_HAND = {  # name -> (a builder, the names of its layers from bottom to top)
     "nomic bert": (bert_with_a_late_pooler("NomicBert"), [name.format("nomic_bert") for name in LATE_POOLER]),
@@ -304,6 +314,12 @@ BY_HAND = {  # name -> (a builder, the names of its layers from bottom to top)
         "patch_embed", "stages.0.blocks.0", "stages.1.downsample.reduction", *numbered("stages.1.blocks.{}", 2),
         "stages.2.downsample.reduction", *numbered("stages.2.blocks.{}", 8), "stages.3.downsample.reduction",
         *numbered("stages.3.blocks.{}", 2), "conv_head", "classifier"]),
+    "glpn": (glpn, [*[name.format("glpn") for name in IN_STEP], "decoder.stages.0", "decoder.stages.1", "head.head.0", "head.head.2"]),
+    "mobilevit": (mobilevit, [
+        "mobilevit.conv_stem", "mobilevit.encoder.layer.0.layer.0", *numbered("mobilevit.encoder.layer.1.layer.{}", 3),
+        *[f"mobilevit.encoder.layer.{i}.{part}" for i, n in ((2, 2), (3, 4), (4, 3)) for part in (
+            "downsampling_layer", "conv_kxk", "conv_1x1", *numbered("transformer.layer.{}", n), "conv_projection", "fusion")],
+        "mobilevit.conv_1x1_exp", "classifier"]),
     "swin": (lambda: hf("SwinForImageClassification", "SwinConfig", embed_dim=8, depths=STAGES, num_heads=[2, 2], image_size=32), [
         "swin.embeddings", *numbered("swin.encoder.layers.0.blocks.{}", 2), "swin.encoder.layers.0.downsample.reduction",
         *numbered("swin.encoder.layers.1.blocks.{}", 2), "classifier"]),
@@ -395,6 +411,162 @@ def test_per_layer_projections_of_gemma_lie_at_the_bottom():
     assert below["depth"] == 0
     batch = {"input_ids": torch.arange(5, 13)[None]}
     assert out_of_order(model, layer_groups(model, batch), batch) == 0
+
+
+# ---- whole models that were refused, lumped or misread: what each must come to, with an example and without
+
+SEES = dict(**TINY, image_size=16, patch_size=8)
+SPELLS = dict(**{**TEXT, "max_position_embeddings": 64})
+
+
+def llava_next():
+    return hf("LlavaNextForConditionalGeneration", "LlavaNextConfig", text_config=dict(model_type="llama", **SPELLS),
+              vision_config=dict(model_type="clip_vision_model", projection_dim=16, **SEES),
+              image_token_index=40, image_grid_pinpoints=[[16, 16]])
+
+
+def idefics2():
+    return hf("Idefics2ForConditionalGeneration", "Idefics2Config", vision_config=SEES, image_token_id=40,
+              text_config=dict(model_type="mistral", num_key_value_heads=2, head_dim=8, **SPELLS),
+              perceiver_config=dict(resampler_n_latents=4, resampler_depth=2, resampler_n_heads=2, resampler_head_dim=8,
+                                    num_key_value_heads=1, hidden_size=16))
+
+
+def granite_speech():
+    return hf("GraniteSpeechForConditionalGeneration", "GraniteSpeechConfig", text_config=dict(model_type="granite", **SPELLS),
+              encoder_config=dict(input_dim=8, num_layers=2, hidden_dim=16, num_heads=2, output_dim=5, context_size=10, max_pos_emb=16,
+                                  conv_kernel_size=3),
+              projector_config=dict(model_type="blip_2_qformer", hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                    intermediate_size=32, encoder_hidden_size=16, cross_attention_frequency=1),
+              audio_token_index=40, window_size=10, downsample_rate=5, has_lora_adapter=False)
+
+
+def spoken(n):  # a sentence with n places for what was seen or heard
+    return torch.tensor([[5, *[40] * n, 6]])
+
+
+PICTURE = {"pixel_values": torch.zeros(1, 3, 32, 32)}
+WHOLE = {  # name -> (a builder, an example)
+    "nomic bert": (bert_with_a_late_pooler("NomicBert"), {"input_ids": torch.arange(5, 13)[None]}),
+    "gte": (bert_with_a_late_pooler("Gte"), {"input_ids": torch.arange(5, 13)[None]}),
+    "gemma 3n": (gemma3n, {"input_ids": torch.arange(5, 13)[None]}),
+    "pvt": (BY_HAND["pvt"][0], PICTURE), "poolformer": (BY_HAND["poolformer"][0], PICTURE), "glpn": (glpn, PICTURE),
+    "mobilevit": (mobilevit, PICTURE),
+    "llava next": (llava_next, {"input_ids": spoken(10), "pixel_values": torch.zeros(1, 2, 3, 16, 16),
+                                "image_sizes": torch.tensor([[16, 16]])}),
+    "idefics2": (idefics2, {"input_ids": spoken(4), "pixel_values": torch.ones(1, 1, 3, 16, 16)}),
+    "granite speech": (granite_speech, {"input_ids": spoken(4), "input_features": torch.ones(1, 20, 8)}),
+}
+
+
+def group_of(model, groups, name):
+    "The group that holds a parameter."
+    p = model.get_parameter(name)
+    return next(group for group in groups if any(p is q for q in group["params"]))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_models_have_a_place_for_everything(name):
+    build, batch = WHOLE[name]
+    model = build().eval()
+    check(model, layer_groups(model))
+    groups = layer_groups(model, batch)
+    check(model, groups)
+    assert out_of_order(model, groups, batch) == 0
+
+
+@pytest.mark.parametrize("name", ["pvt", "poolformer", "glpn", "mobilevit"])
+def test_names_alone_tell_the_order_of_stages(name):
+    build, batch = WHOLE[name]
+    model = build().eval()
+    assert out_of_order(model, layer_groups(model), batch) == 0
+
+
+BARE = {  # a parameter of no layer, the tower before it and the blocks that read it
+    "llava next": ("model.image_newline", "model.vision_tower.encoder.layers.2", "model.language_model.layers.0"),
+    "idefics2": ("model.connector.perceiver_resampler.latents", "model.vision_model.encoder.layers.2", "model.text_model.layers.0"),
+    "granite speech": ("model.projector.query", "model.encoder.layers.1", "model.language_model.layers.0"),
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_bare_parameters_of_whole_models_are_placed(name):
+    build, batch = WHOLE[name]
+    bare, below, above = BARE[name]
+    model = build().eval()
+    for example in (batch,) if name == "llava next" else (None, batch):
+        groups = layer_groups(model, example)
+        depth = {group["name"]: group["depth"] for group in groups}
+        assert depth[below] <= group_of(model, groups, bare)["depth"] < depth[above]
+    if name == "llava next":  # its name speaks of a token
+        assert group_of(model, layer_groups(model), bare)["depth"] == 0
+
+
+BLOCKS = {  # the blocks that forward runs through, each a layer of its own
+    "regnety_002": ["s1.b1", "s2.b1", *[f"s3.b{j}" for j in range(1, 5)], *[f"s4.b{j}" for j in range(1, 8)]],
+    "densenet121": [f"features.denseblock{i + 1}.denselayer{j + 1}" for i, n in enumerate((6, 12, 24, 16)) for j in range(n)],
+    "nest_tiny": [f"levels.{i}.transformer_encoder.{j}" for i, n in enumerate((2, 2, 8)) for j in range(n)],
+    "edgenext_xx_small": [f"stages.{i}.blocks.{j}" for i, n in enumerate((2, 2, 6, 2)) for j in range(n)],
+    "iformer_s": [f"stages.{i}.blocks.{j}" for i, n in enumerate((2, 2, 19, 6)) for j in range(n)],
+    "dla34": ["level2.tree1", "level2.tree2", *[f"level{i}.tree{j}.tree{k}" for i in (3, 4) for j in (1, 2) for k in (1, 2)],
+              "level5.tree1", "level5.tree2"],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_one_group_a_block(name):
+    with torch.device("meta"):
+        model = timm_model(name).eval()
+    for example in (None, torch.zeros(1, *model.pretrained_cfg["input_size"])):
+        names = [group["name"] for group in layer_groups(model, example)]
+        assert [layer for layer in names if layer in BLOCKS[name]] == BLOCKS[name]
+        assert not [layer for layer in names if any(layer.startswith(f"{block}.") for block in BLOCKS[name])]
+
+
+def test_mobilevits_stages_are_opened():
+    model = mobilevit()
+    blocks = [f"mobilevit.encoder.layer.{i}.transformer.layer.{j}" for i, n in ((2, 2), (3, 4), (4, 3)) for j in range(n)]
+    assert set(blocks) <= {group["name"] for group in layer_groups(model)}
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("coat_tiny", [f"cls_token{i}" for i in (1, 2, 3, 4)]),
+                                              ("crossvit_tiny_240", ["cls_token_0", "cls_token_1"])])
+def test_class_tokens_lie_at_the_bottom(name, tokens):
+    with torch.device("meta"):
+        model = timm_model(name)
+    groups = layer_groups(model)
+    assert all(group_of(model, groups, token) is groups[0] for token in tokens)
+
+
+def test_downsampling_of_fasternet_lies_before_its_blocks():
+    with torch.device("meta"):
+        model = timm_model("fasternet_s").eval()
+    for groups in (layer_groups(model), layer_groups(model, torch.zeros(1, 3, 224, 224))):
+        names = [group["name"] for group in groups]
+        for stage in (1, 2, 3):
+            at = names.index(f"stages.{stage}.downsample.reduction")
+            assert names[at - 1].startswith(f"stages.{stage - 1}.blocks.") and names[at + 1] == f"stages.{stage}.blocks.0"
+
+
+def test_positions_of_twins_lie_where_forward_uses_them():
+    with torch.device("meta"):
+        model = timm_model("twins_pcpvt_small").eval()
+    plain, told = ([group["name"] for group in layer_groups(model, example)] for example in (None, torch.zeros(1, 3, 224, 224)))
+    for i in range(4):
+        assert told.index(f"pos_block.{i}") == told.index(f"blocks.{i}.0") + 1  # after the first block of the stage
+        assert plain.index(f"patch_embeds.{i}") < plain.index(f"pos_block.{i}")
+    assert all(plain.index(f"pos_block.{i}") < plain.index(f"patch_embeds.{i + 1}") for i in range(3))
+
+
+def test_peft_on_a_whole_model():
+    peft = pytest.importorskip("peft")
+    plain = ZOO["bert"][0]()
+    lora = peft.LoraConfig(target_modules=["query", "value"], modules_to_save=["pooler", "classifier"])
+    tuned = peft.get_peft_model(ZOO["bert"][0](), lora)
+    above = {group["name"]: group["above"] for group in layer_groups(plain)}
+    for layer, group in zip(list(above)[1:], layer_groups(tuned), strict=True):
+        assert group["above"] == above[layer] and layer.removesuffix(".dense") in group["name"]
+        assert all(p.requires_grad for p in group["params"])
 
 
 @pytest.mark.parametrize("key", ["cls_token1", "cls_token_0", "image_newline", "latents", "query"])
