@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import itertools
 import json
 import os
 import random
@@ -19,7 +18,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,16 @@ from dals.layerwise import layer_groups
 
 LIMIT = 20 # seconds of computing for one model
 LIGHT = 150e6 # parameters; so many can run with values, where a pass depends on them
-TRIES = 6 # examples for a model
+TRIES = 10  # examples for a model
 LAYERS = re.compile(r"^(num|n)_(hidden_)?(layers?|blocks)$|^(en|de)coder_layers$|^(en|de)coder_num_layers$|^depth$")
+EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$")
 CASES = {"regnet": "regnety_002", "densenet": "densenet121", "nest": "nest_tiny", "edgenext": "edgenext_xx_small", "iformer": "iformer_s",
          "dla": "dla34", "coat": "coat_tiny", "crossvit": "crossvit_tiny_240", "fasternet": "fasternet_s", "twins": "twins_pcpvt_small",
          "vision_transformer": "vit_tiny_patch16_224", "resnet": "resnet50", "vgg": "vgg16_bn"} # the rest: the first by name
 TASKS = ("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM",
          "AUDIO_CLASSIFICATION", "CTC", "SPEECH_SEQ_2_SEQ", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION",
          "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "MASKED_LM")
-Case = tuple[str, str, Callable[[], nn.Module], Callable[[nn.Module], Iterator[Any]]] # library, name, model, examples to try
+Case = tuple[str, str, list[Callable[[], nn.Module]], Callable[[nn.Module], Iterator[Any]]] # library, name, model, examples to try
 
 
 def timm_cases() -> Iterator[Case]:
@@ -59,7 +59,7 @@ def timm_cases() -> Iterator[Case]:
             def examples(model):
                 yield torch.zeros(2, *model.pretrained_cfg.get("input_size", (3, 224, 224)))
                 yield torch.zeros(2, 3, 256, 256)
-            yield "timm", name, lambda name=name: timm.create_model(name), examples
+            yield "timm", name, [lambda name=name: timm.create_model(name)], examples
 
 
 def torchvision_cases() -> Iterator[Case]:
@@ -80,7 +80,10 @@ def torchvision_cases() -> Iterator[Case]:
             else:
                 yield torch.zeros(2, 3, 320 if "inception" in module else 224, 320 if "inception" in module else 224)
         options = {"weights_backbone": None} if ".detection" in module or ".segmentation" in module else {}
-        yield "torchvision", name, lambda name=name, options=options: torchvision.models.get_model(name, weights=None, **options), examples
+
+        def build(name=name, options=options):
+            return torchvision.models.get_model(name, weights=None, **options)
+        yield "torchvision", name, [build], examples
 
 
 def setting(config: Any, *names: str, default: Any) -> Any:
@@ -90,57 +93,109 @@ def setting(config: Any, *names: str, default: Any) -> Any:
     return next((value for value in found if value is not None), default)
 
 
-def transformers_examples(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    "Batches for the inputs that the model's forward names: all of them, then fewer"
+def transformers_examples(model: nn.Module) -> Generator[dict[str, Any], str | None, None]:
+    "Batches for the inputs that the model's forward names: all of them, then fewer. What went wrong with one comes back."
     config, takes = model.config, inspect.signature(model.forward).parameters
+    needs = {name for name, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+
+    def whole(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.long)
+
+    def number(*names: str, default: int) -> int:
+        found = setting(config, *names, default=default)
+        return found if isinstance(found, int) else found[-1] if isinstance(found, (list, tuple)) else default
     size = setting(config, "image_size", default=224)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    channels = setting(config, "num_channels", default=3)
-    mels = setting(config, "num_mel_bins", "feature_size", "num_mel_features", default=80)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size) if isinstance(size, int) else (224, 224)
+    channels = number("num_channels", "in_channels", "in_chans", default=3)
+    patch = number("patch_size", default=16)
+    mels = number("num_mel_bins", "feature_size", "num_mel_features", "input_feat_size", "input_dim", default=80)
+    length = number("max_source_positions", default=1500) * 2
+    series = number("context_length", "prediction_length", default=64)
+    flat = channels * number("temporal_patch_size", default=1) * patch**2
+    frames = number("num_frames", "frames_per_clip", default=8)
+    hidden = number("hidden_size", "d_model", "hidden_dim", default=64)
+    past = series + max(setting(config, "lags_sequence", default=None) or [0])
+    given, states = number("num_time_features", default=0), number("state_dim", default=17)
     words = torch.arange(5, 13)[None]
-    length = setting(config, "max_source_positions", default=1500) * 2
-    series = setting(config, "context_length", "prediction_length", default=64)
-    pieces = {
-        "input_ids": [words], "decoder_input_ids": [words], "attention_mask": [torch.ones(1, 8, dtype=torch.long)],
-        "pixel_values": [torch.zeros(1, channels, height, width), torch.zeros(1, channels, 224, 224), torch.zeros(1, channels, 512, 512),
-                         torch.zeros(1, setting(config, "num_frames", default=8), channels, height, width)],
-        "input_features": [torch.zeros(1, mels, length), torch.zeros(1, 200, mels), torch.zeros(1, mels, 3000)],
+    pictures = [torch.zeros(1, channels, height, width), torch.zeros(1, channels, 224, 224), torch.zeros(1, channels, 512, 512),
+                torch.zeros(1, 1, channels, height, width), torch.zeros(1, frames, channels, height, width)]
+    patches = [torch.zeros(16, flat), torch.zeros(16, channels, patch, patch), torch.zeros(1, 16, flat)]
+    grid = torch.tensor([[1, 4, 4]])
+    pieces: dict[str, list[Any]] = {  # by what the forward calls them
+        "input_ids": [words], "decoder_input_ids": [words], "inputs_embeds": [torch.zeros(1, 8, hidden)],
+        "pixel_values": patches if {"image_grid_thw", "grid_thw", "spatial_shapes", "image_grid_hw", "pixel_position_ids"} & set(takes)
+        else pictures,
+        "pixel_values_videos": [torch.zeros(1, frames, channels, height, width)],
+        "hidden_states": patches[:1] + [torch.zeros(1, hidden, 64), torch.zeros(1, 64, hidden), torch.zeros(1, 1, 3200)],
+        "input_features": [torch.zeros(1, mels, length), torch.zeros(1, 200, mels), torch.zeros(1, mels, 3000),
+                           torch.zeros(1, 1, 1001, 64)],
         "input_values": [torch.zeros(1, 16000), torch.zeros(1, 1, 16000), torch.zeros(1, 1024, 128)],
-        "past_values": [torch.zeros(1, series, setting(config, "num_input_channels", "input_size", default=1))],
-        "bbox": [torch.zeros(1, 8, 4, dtype=torch.long)],
+        "past_values": [torch.zeros(1, series, number("num_input_channels", "input_size", default=1)), torch.zeros(1, past),
+                        torch.zeros(1, 512)],
+        "flattened_patches": [torch.zeros(1, 16, 770)], "audio_mel": [torch.zeros(1, 64, mels), torch.zeros(1, 64, 128)],
+        "latents": [torch.zeros(1, hidden, 16), torch.zeros(1, 16, hidden)], "query_embeds": [torch.zeros(1, 8, hidden)],
+        "noise_embeds": [torch.zeros(1, 8, hidden)], "states": [torch.zeros(1, 4, states)],
     }
-    main = [name for name in pieces if name in takes and name not in ("decoder_input_ids", "attention_mask", "bbox")]
-    extra = {name: pieces[name][0] for name in ("bbox",) if name in takes}
+    asides: dict[str, Any] = {  # go with the others, if the forward names or needs them
+        "bbox": whole(1, 8, 4), "image_sizes": torch.tensor([[height, width]]), "image_grid_thw": grid, "grid_thw": grid,
+        "spatial_shapes": torch.tensor([[4, 4]]), "image_grid_hw": torch.tensor([[4, 4]]), "merge_sizes": torch.tensor([1]),
+        "actions": torch.zeros(1, 4, number("act_dim", default=4)), "returns_to_go": torch.zeros(1, 4, 1), "timesteps": whole(1, 4),
+        "rewards": torch.zeros(1, 4, 1), "qformer_input_ids": words,
+    }
+    needed: dict[str, Any] = {
+        "input_features_mask": torch.ones(1, 200, dtype=torch.long), "audio_mel_mask": torch.zeros(1, 64, dtype=torch.bool),
+        "past_time_features": torch.zeros(1, past, given), "past_observed_mask": torch.ones(1, past),
+        "past_values_padding": whole(1, 512), "freq": whole(1, 1), "task_inputs": whole(1, 77), "state": torch.zeros(1, 32),
+        "prompt_pixel_values": pictures[0], "prompt_masks": pictures[0], "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        "context_hidden_states": torch.zeros(1, 8, hidden), "pixel_position_ids": whole(1, 16, 2), "classes_input_ids": whole(2, 8),
+        "classes_attention_mask": torch.ones(2, 8, dtype=torch.long), "tasks_input_ids": whole(1, 8),
+        "tasks_attention_mask": torch.ones(1, 8, dtype=torch.long), "classes_structure": torch.tensor([2]),
+    }
+    main = [name for name in pieces if name in takes and name not in ("decoder_input_ids", "inputs_embeds", "hidden_states")]
+    main += [name for name in ("hidden_states", "inputs_embeds") if name in needs]
+    main = [name for name in main if name != "pixel_values_videos" or "pixel_values" not in takes]
+    extra = {name: x for name, x in asides.items() if name in takes and (name in needs or "pixel" not in name)}
+    extra |= {name: x for name, x in needed.items() if name in needs}
     sequence = {"decoder_input_ids": words} if "decoder_input_ids" in takes else {}
-    for more in (extra, {**extra, **sequence}):
-        for alone in [main] * (len(main) > 1) + [[name] for name in main]:
+    medium = {"pixel_values": "image", "input_features": "audio", "input_values": "audio", "pixel_values_videos": "video"}
+    asked = {name: setting(config, f"{kind}_token_id", f"{kind}_token_index", default=None) for name, kind in medium.items()}
+    for more in (extra, {**extra, **sequence})[:1 + bool(sequence)]:
+        for alone in [main] * (len(main) > 1) + [[name] for name in main if needs & set(pieces) <= {name}]:
             for i in range(max((len(pieces[name]) for name in alone), default=0)):
-                yield {name: pieces[name][min(i, len(pieces[name]) - 1)] for name in alone} | more
+                batch = {name: pieces[name][min(i, len(pieces[name]) - 1)] for name in alone} | more
+                token = next((asked[name] for name in alone if asked.get(name)), None) if "input_ids" in alone else None
+                if token is not None:  # as many of the token that stands for a picture as the picture has features
+                    wrong = yield {**batch, "input_ids": torch.tensor([[5, token, 6]])}
+                    if found := re.search(r"features\D{1,20}(\d+)", wrong or ""):
+                        ids = torch.tensor([[5, *[token] * int(found[1]), 6]])
+                        kinds = {"mm_token_type_ids": (ids == token).long()} if "mm_token_type_ids" in takes else {}
+                        yield {**batch, "input_ids": ids, **kinds}
+                else:
+                    yield batch
     yield dict(model.dummy_inputs)
 
 
 def short(kind: type) -> Any:
-    "The usual configuration, but no stack of more than four layers"
+    "The usual configuration, but no stack of more than four layers, of which one at most is dense, and fewer experts"
     usual = kind()
     parts = {key: short(type(part)) for key, part in vars(usual).items() if isinstance(part, transformers.PretrainedConfig)}
-    return kind(**parts, **{key: 4 for key, n in vars(usual).items() if isinstance(n, int) and LAYERS.search(key) and n > 4})
+    most = {key: 4 if LAYERS.search(key) else 1 if key == "first_k_dense_replace" else 16 for key in vars(usual)
+            if LAYERS.search(key) or key == "first_k_dense_replace" or EXPERTS.search(key)}
+    return kind(**parts, **{key: n for key, n in most.items() if isinstance(getattr(usual, key), int) and getattr(usual, key) > n})
 
 
 def transformers_cases() -> Iterator[Case]:
     tables = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in TASKS] + [modeling_auto.MODEL_MAPPING_NAMES]
     for kind in configuration_auto.CONFIG_MAPPING_NAMES:
-        name = next((table[kind] for table in tables if kind in table), None)
-        if name is None:
+        found = [table[kind] for table in tables if kind in table]
+        names = list(dict.fromkeys(name if isinstance(name, str) else name[0] for name in found))
+        if not names:
             continue
-        name = name if isinstance(name, str) else name[0]
 
-        def build(kind=kind, name=name):
-            made, shape = getattr(transformers, name), configuration_auto.CONFIG_MAPPING[kind]
-            try:
-                return made(short(shape))
-            except Exception: # which lengths must agree differs between models
-                return made(shape())
-        yield "transformers", name, build, transformers_examples
+        def build(name, shape, kind=kind):
+            return getattr(transformers, name)(shape(configuration_auto.CONFIG_MAPPING[kind]))
+        ways = [(names[0], short), (names[0], lambda kind: kind()), *((name, short) for name in names[-1:] if name != names[0])]
+        yield "transformers", names[0], [lambda way=way, build=build: build(*way) for way in ways], transformers_examples
 
 
 class Uses(TorchDispatchMode):
@@ -236,38 +291,63 @@ def followed(
 ) -> tuple[list[dict[str, Any]] | None, Uses | None, list[str]]:
     "The groups with the first example that the model runs on, the order of use, and what went wrong before"
     groups, errors = None, []
-    for kind in (torch.float32, torch.bfloat16): # some kernels know only the second
+    for kind in (torch.float32, torch.bfloat16):  # some kernels know only the second
         if errors and "BFloat16" not in errors[-1]:
             break
-        for example in itertools.islice(examples(model.to(kind)), TRIES):
+        batches = examples(model.to(kind))
+        example = next(batches, None)
+        while example is not None and len(errors) < TRIES:
             example = tree_map_only(Tensor, lambda x, kind=kind: x.to(kind) if x.is_floating_point() else x, example)
             try:
                 groups = layer_groups(model, example)
                 return groups, uses(model, example), errors
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {error}".partition("The example is")[0].replace("\n", " ")[-200:])
+            try:
+                example = batches.send(errors[-1])
+            except StopIteration:
+                break
     return groups, None, errors
 
 
-def measured(library: str, name: str, build: Callable[[], nn.Module], examples: Callable[[nn.Module], Iterator[Any]]) -> dict[str, Any]:
-    "One line of the file"
-    model = made(build)
-    total = sum(p.numel() for p in model.parameters())
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups, mode, errors = followed(model, examples)
-    try:
-        plain = described(layer_groups(model), total, tables, mode)
-    except ValueError as error:
-        plain = {"refused": str(error).partition("'")[2].partition("'")[0]}
-    example = described(groups, total, tables, mode) if groups else {}
-    return {"library": library, "model": name, "parameters": total, "repeated": repeated(model), "plain": plain, "example": example,
-            "error": "" if groups else errors[-1] if errors else "no example"}
+def measured(
+    library: str, name: str, builds: list[Callable[[], nn.Module]], examples: Callable[[nn.Module], Iterator[Any]],
+) -> dict[str, Any]:
+    "One line of the file: of the first way to build the model in which it runs on an example, or else of the first in which it stands"
+    row: dict[str, Any] = {}
+    failures = []
+    for build in builds:  # which lengths must agree differs between models
+        try:
+            model = made(build)
+            groups, mode, errors = followed(model, examples)
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {error}"[:200])
+            continue
+        if row and not groups:
+            continue
+        total = sum(p.numel() for p in model.parameters())
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        try:
+            plain = described(layer_groups(model), total, tables, mode)
+        except ValueError as error:
+            plain = {"refused": str(error).partition("'")[2].partition("'")[0]}
+        example = described(groups, total, tables, mode) if groups else {}
+        if mode:
+            example["used"] = sum(p.numel() for p in model.parameters() if id(p) in mode.below) / total
+        row = {"library": library, "model": name, "parameters": total, "repeated": repeated(model), "plain": plain, "example": example,
+               "error": "" if groups else errors[0] if errors else "no example"}
+        if groups:
+            break
+    return row or {"library": library, "model": name, "not built": failures[0]}
 
 
 def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
     "The committed page"
     def percent(x: float | None) -> str:
         return "-" if x is None else f"{x:.0f} %" if x in (0, 100) else f"{max(x, 0.01):.2f} %"
+
+    def plainly(said: str) -> str:
+        return " ".join(said.removeprefix("ValueError: layer_groups cannot run the model on the example: ").replace("|", "/").split())[:110]
 
     def listed(found: Iterable[dict[str, Any]]) -> str:
         return ", ".join(sorted(row["model"] for row in found)) or "none"
@@ -279,11 +359,12 @@ def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
     lines = ["# Does `layer_groups` find the layers?", "",
              f"Made by `python benchmarks/layers.py` with timm {timm.__version__}, torchvision {torchvision.__version__}, transformers "
              f"{transformers.__version__}, torch {torch.__version__}. One model a module of timm and torchvision, one a model type of "
-             "transformers (at most four blocks in a stack where its configuration allows).", "",
+             "transformers (at most four blocks in a stack where its configuration allows), drawn in a fixed random order.", "",
              "*Out of order*: pairs of trainable parameters of which the forward pass uses one first, while its layer lies higher. Of all "
              "pairs, and of those of which the second computes with what the first made (in two towers side by side neither does). "
              "The order of use is heard by the script itself, below the level at which the library listens. *Largest*: share of the "
-             "weights in the largest group of more than one matrix, tables of words aside; one matrix cannot be divided.", "",
+             "weights in the largest group of more than one matrix, tables of words aside; one matrix cannot be divided. *Used*: "
+             "share of the weights that the example reaches: what it does not reach (a tower without input) is ordered by names.", "",
              "| library | measured | not built | refused by names | ran with an example | refused with one | "
              "out of order with one, all / dependent pairs |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for library in ("torchvision", "timm", "transformers"):
@@ -304,16 +385,23 @@ def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
         ("0 % of all pairs out of order with an example, towers aside", told, lambda row: row["example"]["raw"] > 0),
         ("an example was found on which the model runs", built, lambda row: not row["example"])):
         lines.append(f"| {goal} | {sum(not missed(row) for row in among)} of {len(among)} | {listed(filter(missed, among))} |")
-    lines += ["",
-              f"Not built, or more than {LIMIT} s of computing: {listed(row for row in rows if 'not built' in row)}.", "", "## Models", "",
-              "| library | model | layers by names | largest | out of order | layers with an example | largest | out of order |",
-              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for head, found, reason in (
+        (f"Not built, or more than {LIMIT} s of computing", [row for row in rows if "not built" in row], "not built"),
+        ("Built, but no example of this script's was one that the model runs on, so that only its names were read",
+         [row for row in built if not row["example"]], "error")):
+        lines += ["", f"## {head.partition(',')[0]}", "", f"{head}: {len(found)}.", "", "| library | model | what it said |",
+                  "| --- | --- | --- |"]
+        lines += [f"| {row['library']} | {row['model']} | {plainly(row[reason])} |" for row in sorted(found, key=lambda row: row["model"])]
+    lines += ["", "## Models", "",
+              "| library | model | layers by names | largest | out of order | layers with an example | largest | out of order | used |",
+              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in sorted(built, key=lambda row: (row["library"], row["model"].lower())):
         cells = [row["library"], row["model"]]
         for part in (row["plain"], row["example"]):
             cells += [f"refused: {part['refused']}", "-", "-"] if "refused" in part else ["not run", "-", "-"] if not part else [
                 str(part["groups"]), f"{part['share']:.0%}", f"{percent(part['raw'])} / {percent(part['read'])}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        used = row["example"].get("used")
+        lines.append(f"| {' | '.join(cells)} | {'-' if used is None else f'{used:.0%}'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -331,6 +419,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", help="only these")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th model from the I-th on")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     args = parser.parse_args()
     start = time.monotonic()
@@ -346,7 +435,7 @@ def main() -> None:
     random.Random(0).shuffle(types) # so that those measured say something about the others
     cases = [*timm_cases(), *torchvision_cases(), *types]
     signal.signal(signal.SIGPROF, too_long)
-    for case in cases:
+    for case in cases[args.part[0]::args.part[1]]:
         library, name = case[:2]
         if (library, name) in done or args.only not in (None, library) or (args.model and name not in args.model):
             continue
