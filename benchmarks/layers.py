@@ -272,7 +272,10 @@ def described(groups: list[dict[str, Any]], total: int, tables: set[int], mode: 
 
 def made(build: Callable[[], nn.Module]) -> nn.Module:
     "The model on the meta device, with zeros for its whole numbers; if it is light, with random weights on the CPU"
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            model = build().eval()
+    except NotImplementedError:  # its shape is computed with tensors
         model = build().eval()
     if sum(p.numel() for p in model.parameters()) < LIGHT:
         model.to_empty(device="cpu")
