@@ -7,12 +7,16 @@ __all__ = ['REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradient
            'same_buffers', 'Strict', 'bounds', 'AdaBound']
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-002
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-055
 def require(
@@ -24,9 +28,12 @@ def require(
         raise ValueError(sentence)
 
 
+Loss = TypeVar("Loss", bound="Tensor | float | None")  # what a closure returns
+
+
 def evaluate(
-    closure: Callable[[], Any] | None,  # zero_grad, forward, backward, return the loss
-) -> Any:  # what the closure returns
+    closure: Callable[[], Loss] | None,  # zero_grad, forward, backward, return the loss
+) -> Loss | None:  # what the closure returns
     """Call the closure with gradients enabled, as an optimizer's step must; without a closure, do nothing."""
     if closure is None:
         return None
@@ -143,7 +150,7 @@ class Strict(Optimizer):
 
     def __init__(
         self,
-        params: Any,  # parameters, or parameter groups, as for any torch optimizer
+        params: ParamsT,  # parameters, or parameter groups, as for any torch optimizer
         defaults: dict[str, Any],  # the options of groups that do not say otherwise
     ):
         self.check({**defaults, "params": ()})
@@ -209,9 +216,29 @@ class Strict(Optimizer):
             for name in self.defaults.keys() - {"differentiable"}:  # torch adds that one by itself
                 group.setdefault(name, self.defaults[name])
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Evaluate the closure if there is one, move every tensor that has a gradient, return the loss."""
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Move every tensor that has a gradient.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Computes the gradients anew and returns the loss. None where the gradients are already there.
+
+        Returns
+        -------
+        Tensor, float or None
+            What the closure returned.
+
+        Raises
+        ------
+        RuntimeError
+            For a gradient that is sparse or complex, and inside a CUDA graph.
+        """
         loss = evaluate(closure)
         rows = [(group, p, grad) for group in self.param_groups for p, grad in gradients(group)]  # all, before any moves
         for group, p, grad in rows:
@@ -233,9 +260,42 @@ def bounds(
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-064
 class AdaBound(Strict):
-    """Adam whose rate per weight is clipped between bounds that close on an SGD rate (Luo et al. 2019, arXiv 1902.09843).
+    """Adam whose rate per weight is clipped between bounds that close on the rate of SGD: starts as Adam, ends as SGD.
 
+    Parameters
+    ----------
+    params : iterable of tensors or of parameter groups
+        What to train. A group may have its own value of every option below.
+    lr : float or tensor of one element, at least 0, default 1e-3
+        Adam's base rate. Where a scheduler moves it, ``final_lr`` moves in proportion.
+    betas : tuple of two floats in [0, 1), default (0.9, 0.999)
+        Memory of the averages of the gradient and of its square. As in Adam.
+    eps : float, at least 0, default 1e-8
+        Added to the root of the second average, against a division by 0. As in Adam.
+    weight_decay : float, at least 0, default 0.0
+        L2 penalty: so much of each weight is added to its gradient.
+    final_lr : float, positive, default 0.1
+        The rate of SGD that both bounds close on. The authors' value.
+    gamma : float, positive, default 1e-3
+        How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after about 1 / gamma steps. The authors' value.
+
+    Raises
+    ------
+    ValueError
+        For an option that is out of range or not supported.
+
+    Notes
+    -----
     Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+
+    References
+    ----------
+    Luo, Xiong, Liu and Sun 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate", arXiv 1902.09843.
+
+    Examples
+    --------
+    >>> optimizer = AdaBound(model.parameters(), lr=1e-3, final_lr=0.1)
+    >>> loss = optimizer.step(closure)
     """
 
     buffers, counts = ("mean", "square"), ("step",)
@@ -243,13 +303,13 @@ class AdaBound(Strict):
 
     def __init__(
         self,
-        params: Any,  # parameters, or parameter groups, as for any torch optimizer
-        lr: float = 1e-3,  # Adam's base rate
-        betas: tuple[float, float] = (0.9, 0.999),  # memory of the averages of gradient and squared gradient, each in [0, 1)
-        eps: float = 1e-8,  # added to the root of the second average
-        weight_decay: float = 0.0,  # L2 penalty, added to the gradient
-        final_lr: float = 0.1,  # the SGD rate that both bounds close on
-        gamma: float = 1e-3,  # how fast they close, per step
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        final_lr: float = 0.1,
+        gamma: float = 1e-3,
     ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma))
 

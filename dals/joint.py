@@ -6,27 +6,50 @@
 __all__ = ['stlr', 'Lion', 'without_global_hooks', 'parted', 'one_gradient', 'Wrapper', 'Lookahead', 'whole', 'SAM', 'Grokfast']
 
 # %% ../nbs/05_joint.ipynb #05_joint-002
+from __future__ import annotations
+
 import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_hooks
+from torch.optim.optimizer import ParamsT
 
-from .adaptive import Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, wide
+from .adaptive import Loss, Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, wide
 from .schedule import Schedule
 
 # %% ../nbs/05_joint.ipynb #05_joint-010
-def stlr(
-    cut: float = 0.1,  # fraction of the run that the rate rises for, in (0, 1)
-    ratio: float = 32,  # peak rate divided by lowest rate, at least 1
-) -> Schedule:  # progress in (0, 1] to a factor of the peak rate
-    """Slanted triangle: a short rise to 1, a long fall to 1/ratio, both straight (Howard and Ruder 2018, arXiv 1801.06146)."""
+def stlr(cut: float = 0.1, ratio: float = 32) -> Schedule:
+    """Slanted triangle: a short rise to the peak, a long fall, both straight.
+
+    Parameters
+    ----------
+    cut : float in (0, 1), default 0.1
+        Fraction of the run that the rate rises for. The authors' value.
+    ratio : float, at least 1, default 32
+        Peak rate divided by lowest rate. The authors' value.
+
+    Returns
+    -------
+    Schedule
+        Progress in (0, 1] to a factor of the peak rate, in [1 / ratio, 1].
+
+    Raises
+    ------
+    ValueError
+        Where ``cut`` or ``ratio`` is out of range.
+
+    References
+    ----------
+    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2, arXiv 1801.06146.
+    """
     require(0 < cut < 1, f"cut must lie between 0 and 1, not {cut}.")
     require(1 <= ratio < math.inf, f"ratio must be a finite number of at least 1, not {ratio}.")
     return partial(_slanted, cut, ratio)
@@ -38,9 +61,37 @@ def _slanted(cut: float, ratio: float, progress: float) -> float:
 
 # %% ../nbs/05_joint.ipynb #05_joint-033
 class Lion(Strict):
-    """Steps of the same length for every weight: the sign of an averaged gradient (Chen et al. 2023, arXiv 2302.06675).
+    """Steps of the same length for every weight: the sign of an averaged gradient.
 
+    Parameters
+    ----------
+    params : iterable of tensors or of parameter groups
+        What to train. A group may have its own value of every option below.
+    lr : float or tensor of one element, at least 0, default 1e-4
+        How far every weight moves in a step. The authors' value; they advise three to ten times less than for AdamW.
+    betas : tuple of two floats in [0, 1), default (0.9, 0.99)
+        Share of the memory in the step, and in the next memory. The authors' values.
+    weight_decay : float, at least 0, default 0.0
+        Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors advise three to ten times more than
+        for AdamW, since the rate is smaller.
+
+    Raises
+    ------
+    ValueError
+        For an option that is out of range or not supported.
+
+    Notes
+    -----
     Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+
+    References
+    ----------
+    Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675.
+
+    Examples
+    --------
+    >>> optimizer = Lion(model.parameters(), lr=1e-4, weight_decay=0.1)
+    >>> loss = optimizer.step(closure)
     """
 
     buffers = ("mean",)
@@ -48,10 +99,10 @@ class Lion(Strict):
 
     def __init__(
         self,
-        params: Any,  # parameters, or parameter groups, as for any torch optimizer
-        lr: float = 1e-4,  # how far every weight moves in a step
-        betas: tuple[float, float] = (0.9, 0.99),  # share of the memory in the step, and in the next memory; each in [0, 1)
-        weight_decay: float = 0.0,  # decoupled: a step also shrinks weights by lr * weight_decay
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
     ):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
 
@@ -223,20 +274,44 @@ class Wrapper(Strict):
 
 # %% ../nbs/05_joint.ipynb #05_joint-046
 class Lookahead(Wrapper):
-    """Every k steps of the base, go only a fraction alpha of the way and restart from there (Zhang et al. 2019, arXiv 1907.08610).
+    """A wrapper: after every k steps of an optimizer, go only a part of the way and restart from there.
+
+    Parameters
+    ----------
+    base : Optimizer
+        The optimizer that moves the (fast) weights, already built. Groups and rates are its own; schedulers take the wrapper.
+    k : int, at least 1, default 5
+        Fast steps for each slow one. One of the authors' values.
+    alpha : float in (0, 1], default 0.5
+        How far the slow weights follow the fast ones: 1 is the base alone. One of the authors' values.
+
+    Raises
+    ------
+    TypeError
+        Where ``base`` is not an optimizer that is already built.
+    ValueError
+        For ``k`` or ``alpha`` out of range, and for a base with an option that is not supported.
+
+    Notes
+    -----
+    The model has the fast weights. They are the slow ones right after every k-th step, so evaluate and save there.
 
     Complex, sparse, tensor lr, foreach, fused and maximize as the base has them; no capturable, no differentiable.
+
+    References
+    ----------
+    Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv 1907.08610.
+
+    Examples
+    --------
+    >>> optimizer = Lookahead(torch.optim.AdamW(model.parameters(), lr=3e-4))
+    >>> loss = optimizer.step(closure)
     """
 
     buffers = ("slow",)
     scalars = ("k", "alpha", "steps")
 
-    def __init__(
-        self,
-        base: Optimizer,  # moves the fast weights
-        k: int = 5,  # fast steps for each slow one
-        alpha: float = 0.5,  # how far the slow weights follow, in (0, 1]
-    ):
+    def __init__(self, base: Optimizer, k: int = 5, alpha: float = 0.5):
         super().__init__(base)
         require(isinstance(k, int) and k >= 1, f"k must be a whole number of steps, at least 1, not {k}.")
         require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
@@ -250,9 +325,24 @@ class Lookahead(Wrapper):
             if "slow" not in state[p]:
                 state[p]["slow"] = p.detach().clone()
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the base; after every k-th step, move the slow weights and go on from them. Returns the base's loss."""
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Step the base; after every k-th step, move the slow weights and go on from them.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Computes the gradients anew and returns the loss. None where the gradients are already there.
+
+        Returns
+        -------
+        Tensor, float or None
+            What the base returned: the loss. Where there is neither loss nor gradient, the step does not count.
+        """
         self.start()
         loss = self.take(closure)
         if loss is None and all(p.grad is None for p in self.parameters()):
@@ -273,19 +363,46 @@ def whole(
 
 
 class SAM(Wrapper):
-    """The base's step, with the gradient of the steepest point within rho of the weights (Foret et al. 2021, arXiv 2010.01412).
+    """A wrapper: step with the gradient of the steepest point nearby, towards minima whose whole neighbourhood is low.
+
+    Two gradients a step, so ``step`` needs a closure.
+
+    Parameters
+    ----------
+    base : Optimizer
+        The optimizer that takes the step, already built. Groups and rates are its own; schedulers take the wrapper.
+    rho : float, at least 0, default 0.05
+        Radius of the neighbourhood: Euclidean distance, over all weights together. 0 is the base alone. The authors' value.
+
+    Raises
+    ------
+    TypeError
+        Where ``base`` is not an optimizer that is already built.
+    ValueError
+        For a negative ``rho``, for a base with an option that is not supported, and for parameters that
+        FullyShardedDataParallel has cut.
+
+    Notes
+    -----
+    With GradScaler: scale and call backward, do both again inside ``with optimizer.uphill():``, then ``scaler.step(optimizer.base)``.
 
     Tensor lr, foreach and fused as the base has them; no maximize, complex, sparse, capturable or differentiable.
+
+    References
+    ----------
+    Foret, Kleiner, Mobahi and Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    arXiv 2010.01412.
+
+    Examples
+    --------
+    >>> optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9))
+    >>> loss = optimizer.step(closure)
     """
 
     scalars, evaluations, measures = ("rho",), 2, True
     refuses = (*Wrapper.refuses, "maximize", "complex")
 
-    def __init__(
-        self,
-        base: Optimizer,  # takes the step
-        rho: float = 0.05,  # radius of the neighbourhood, in units of all weights together
-    ):
+    def __init__(self, base: Optimizer, rho: float = 0.05):
         super().__init__(base)
         require(rho >= 0, f"rho must be at least 0, not {rho}.")
         self.rho = rho
@@ -312,9 +429,32 @@ class SAM(Wrapper):
                 for p, weight in here:
                     p.copy_(weight)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Two gradients: here, and at the steepest point nearby; come back, step with the second, return the first loss."""
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Two gradients: here, and at the steepest point nearby; come back, and step with the second.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Does zero_grad, forward and backward, and returns the loss; called twice. None only where every ``lr`` is 0, which makes
+            room for a state that is to be loaded.
+
+        Returns
+        -------
+        Tensor, float or None
+            The first loss, that of the weights before the step.
+
+        Raises
+        ------
+        ValueError
+            Without a closure.
+        RuntimeError
+            For a gradient that is sparse or complex, and inside a CUDA graph.
+        """
         if closure is None and all(group.get("lr") == 0 for group in self.param_groups):
             return self.take()  # torch's checkpoints make room for a state in this way
         if closure is None:
@@ -327,21 +467,43 @@ class SAM(Wrapper):
 
 # %% ../nbs/05_joint.ipynb #05_joint-066
 class Grokfast(Wrapper):
-    """The base's step, with the slow part of the gradient amplified (Lee et al. 2024, arXiv 2405.20233).
+    """A wrapper: the step of an optimizer, with the slow part of the gradient amplified.
 
+    Parameters
+    ----------
+    base : Optimizer
+        The optimizer that takes the step, already built. Groups and rates are its own; schedulers take the wrapper.
+    alpha : float in [0, 1), default 0.98
+        Memory of the running average of gradients, which is their slow part. The authors' value.
+    lamb : float, at least 0, default 2.0
+        How many times the average is added to the gradient; 0 is the base alone. The authors' value.
+
+    Raises
+    ------
+    TypeError
+        Where ``base`` is not an optimizer that is already built.
+    ValueError
+        For ``alpha`` or ``lamb`` out of range, and for a base with an option that is not supported.
+
+    Notes
+    -----
     Tensor lr, foreach, fused and maximize as the base has them; no complex, sparse, capturable or differentiable.
+
+    References
+    ----------
+    Lee, Kang, Kim and Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients", arXiv 2405.20233.
+
+    Examples
+    --------
+    >>> optimizer = Grokfast(torch.optim.AdamW(model.parameters(), lr=3e-4))
+    >>> loss = optimizer.step(closure)
     """
 
     buffers = ("mean",)
     scalars = ("alpha", "lamb")
     refuses = (*Wrapper.refuses, "complex")
 
-    def __init__(
-        self,
-        base: Optimizer,  # takes the step
-        alpha: float = 0.98,  # memory of the average of gradients, in [0, 1)
-        lamb: float = 2.0,  # how often the average is added to the gradient
-    ):
+    def __init__(self, base: Optimizer, alpha: float = 0.98, lamb: float = 2.0):
         super().__init__(base)
         require(0 <= alpha < 1, f"alpha must lie in [0, 1), not {alpha}.")
         require(lamb >= 0, f"lamb must be at least 0, not {lamb}.")
@@ -359,9 +521,29 @@ class Grokfast(Wrapper):
             rows.append((p, grad, p.grad))
         return rows
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the base with amplified gradients, then put those of autograd back. Returns the base's loss."""
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Step the base with amplified gradients, then put those of autograd back.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Computes the gradients anew and returns the loss. None where the gradients are already there.
+
+        Returns
+        -------
+        Tensor, float or None
+            What the base returned: the loss.
+
+        Raises
+        ------
+        RuntimeError
+            For a gradient that is sparse or complex, and inside a CUDA graph.
+        """
         rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
         def amplified() -> Any:
