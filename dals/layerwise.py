@@ -6,8 +6,6 @@
 __all__ = ['discriminative', 'layer_groups', 'LARS']
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-002
-from __future__ import annotations
-
 import copy
 import difflib
 import random
