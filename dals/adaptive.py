@@ -227,7 +227,8 @@ class Strict(Optimizer):
         Parameters
         ----------
         closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already there.
+            Computes the gradients anew and returns the loss. None where the gradients are already
+            there.
 
         Returns
         -------
@@ -277,7 +278,8 @@ class AdaBound(Strict):
     final_lr : float, positive, default 0.1
         The rate of SGD that both bounds close on. The authors' value.
     gamma : float, positive, default 1e-3
-        How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after about 1 / gamma steps. The authors' value.
+        How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
+        about 1 / gamma steps. The authors' value.
 
     Raises
     ------
@@ -290,7 +292,8 @@ class AdaBound(Strict):
 
     References
     ----------
-    Luo, Xiong, Liu and Sun 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate", arXiv 1902.09843.
+    Luo, Xiong, Liu and Sun 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate",
+    arXiv 1902.09843.
 
     Examples
     --------

@@ -126,9 +126,11 @@ def own_task(
     name : str
         Of the task, and of its folder in the store: letters, digits, "-", "_" and ".", at most 100.
     model : function without arguments
-        Makes a fresh model, which returns logits of shape [examples, classes]. Its weights are drawn from torch's global generator.
+        Makes a fresh model, which returns logits of shape [examples, classes]. Its weights are
+        drawn from torch's global generator.
     train : iterable of batches, or pair of tensors
-        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. It is gone through once and kept in memory.
+        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. It is gone
+        through once and kept in memory.
     test : iterable of batches, or pair of tensors
         Likewise; what accuracies are measured on.
     epochs : int, at least 1
@@ -140,19 +142,22 @@ def own_task(
     classes : int or None, default None
         Number of classes. None counts them, from the labels of both parts.
     multipliers : mapping or None, default None
-        Factor of all rates of the family "SGD" or "Adam", for models that the paper's rates were not made for. None is 1 for both.
+        Factor of all rates of the family "SGD" or "Adam", for models that the paper's rates were
+        not made for. None is 1 for both.
     about : str, default "own data"
         Where the data comes from, in words, for the records.
 
     Returns
     -------
     Task
-        For `benchmark` and `fit`. Its profile "paper" is the budget asked for, "smoke" a trial of two epochs of eight batches.
+        For `benchmark` and `fit`. Its profile "paper" is the budget asked for, "smoke" a trial of
+        two epochs of eight batches.
 
     Raises
     ------
     TypeError, ValueError
-        Where the batches do not fit together. `dals.benchmark` looks at the rest before anything is trained.
+        Where the batches do not fit together. `dals.benchmark` looks at the rest before anything is
+        trained.
 
     Examples
     --------
@@ -654,11 +659,14 @@ def benchmark(
     strategies : sequence of str or str, default "all"
         Names of `STRATEGIES`, one of them, or "all".
     seeds : int or iterable of int, default 5
-        How many, from 0 up; or which. Fewer than five say little: intervals and ties are about the mean over seeds.
+        How many, from 0 up; or which. Fewer than five say little: intervals and ties are about the
+        mean over seeds.
     jobs : int, at least 1, default 1
-        Worker processes, one thread each. With 1, a task that was given as an object is trained in this process.
+        Worker processes, one thread each. With 1, a task that was given as an object is trained in
+        this process.
     target : float in [0, 100] or None, default None
-        Accuracy in percent whose first epoch is compared. None is what every seed of Fixed SGD ends with, cut to a whole percent.
+        Accuracy in percent whose first epoch is compared. None is what every seed of Fixed SGD ends
+        with, cut to a whole percent.
     protocol : str, default "paper"
         Whose rates.
     profile : str, default "paper"
@@ -666,19 +674,22 @@ def benchmark(
     device : str or None, default None
         Where to train, such as "cuda". None is the CPU.
     store : Store or None, default None
-        Where runs are kept, one file each. None is `_results`, beside settings.ini or else in the current folder.
+        Where runs are kept, one file each. None is `_results`, beside settings.ini or else in the
+        current folder.
     progress : function or None, default print
         Gets one line per finished run. None is silence.
 
     Returns
     -------
     Comparison
-        One row for each strategy, best first: print it, show it in a notebook, or call `curves`, `cost` and `save`.
+        One row for each strategy, best first: print it, show it in a notebook, or call `curves`,
+        `cost` and `save`.
 
     Raises
     ------
     ValueError
-        For anything that cannot be trained, before anything is trained. The sentence says what to mend.
+        For anything that cannot be trained, before anything is trained. The sentence says what to
+        mend.
     Conflict
         Where the store has runs of that name on other data or with another budget.
     Unavailable

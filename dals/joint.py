@@ -48,7 +48,8 @@ def stlr(cut: float = 0.1, ratio: float = 32) -> Schedule:
 
     References
     ----------
-    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2, arXiv 1801.06146.
+    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section
+    3.2, arXiv 1801.06146.
     """
     require(0 < cut < 1, f"cut must lie between 0 and 1, not {cut}.")
     require(1 <= ratio < math.inf, f"ratio must be a finite number of at least 1, not {ratio}.")
@@ -68,12 +69,13 @@ class Lion(Strict):
     params : iterable of tensors or of parameter groups
         What to train. A group may have its own value of every option below.
     lr : float or tensor of one element, at least 0, default 1e-4
-        How far every weight moves in a step. The authors' value; they advise three to ten times less than for AdamW.
+        How far every weight moves in a step. The authors' value; they advise three to ten times
+        less than for AdamW.
     betas : tuple of two floats in [0, 1), default (0.9, 0.99)
         Share of the memory in the step, and in the next memory. The authors' values.
     weight_decay : float, at least 0, default 0.0
-        Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors advise three to ten times more than
-        for AdamW, since the rate is smaller.
+        Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors
+        advise three to ten times more than for AdamW, since the rate is smaller.
 
     Raises
     ------
@@ -279,11 +281,13 @@ class Lookahead(Wrapper):
     Parameters
     ----------
     base : Optimizer
-        The optimizer that moves the (fast) weights, already built. Groups and rates are its own; schedulers take the wrapper.
+        The optimizer that moves the (fast) weights, already built. Groups and rates are its own;
+        schedulers take the wrapper.
     k : int, at least 1, default 5
         Fast steps for each slow one. One of the authors' values.
     alpha : float in (0, 1], default 0.5
-        How far the slow weights follow the fast ones: 1 is the base alone. One of the authors' values.
+        How far the slow weights follow the fast ones: 1 is the base alone. One of the authors'
+        values.
 
     Raises
     ------
@@ -294,13 +298,15 @@ class Lookahead(Wrapper):
 
     Notes
     -----
-    The model has the fast weights. They are the slow ones right after every k-th step, so evaluate and save there.
+    The model has the fast weights. They are the slow ones right after every k-th step, so evaluate
+    and save there.
 
     Complex, sparse, tensor lr, foreach, fused and maximize as the base has them; no capturable, no differentiable.
 
     References
     ----------
-    Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv 1907.08610.
+    Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv
+    1907.08610.
 
     Examples
     --------
@@ -336,12 +342,14 @@ class Lookahead(Wrapper):
         Parameters
         ----------
         closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already there.
+            Computes the gradients anew and returns the loss. None where the gradients are already
+            there.
 
         Returns
         -------
         Tensor, float or None
-            What the base returned: the loss. Where there is neither loss nor gradient, the step does not count.
+            What the base returned: the loss. Where there is neither loss nor gradient, the step
+            does not count.
         """
         self.start()
         loss = self.take(closure)
@@ -370,28 +378,31 @@ class SAM(Wrapper):
     Parameters
     ----------
     base : Optimizer
-        The optimizer that takes the step, already built. Groups and rates are its own; schedulers take the wrapper.
+        The optimizer that takes the step, already built. Groups and rates are its own; schedulers
+        take the wrapper.
     rho : float, at least 0, default 0.05
-        Radius of the neighbourhood: Euclidean distance, over all weights together. 0 is the base alone. The authors' value.
+        Radius of the neighbourhood: Euclidean distance, over all weights together. 0 is the base
+        alone. The authors' value.
 
     Raises
     ------
     TypeError
         Where ``base`` is not an optimizer that is already built.
     ValueError
-        For a negative ``rho``, for a base with an option that is not supported, and for parameters that
-        FullyShardedDataParallel has cut.
+        For a negative ``rho``, for a base with an option that is not supported, and for parameters
+        that FullyShardedDataParallel has cut.
 
     Notes
     -----
-    With GradScaler: scale and call backward, do both again inside ``with optimizer.uphill():``, then ``scaler.step(optimizer.base)``.
+    With GradScaler: scale and call backward, do both again inside ``with optimizer.uphill():``,
+    then ``scaler.step(optimizer.base)``.
 
     Tensor lr, foreach and fused as the base has them; no maximize, complex, sparse, capturable or differentiable.
 
     References
     ----------
-    Foret, Kleiner, Mobahi and Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
-    arXiv 2010.01412.
+    Foret, Kleiner, Mobahi and Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently
+    Improving Generalization", arXiv 2010.01412.
 
     Examples
     --------
@@ -440,8 +451,8 @@ class SAM(Wrapper):
         Parameters
         ----------
         closure : function without arguments, or None, default None
-            Does zero_grad, forward and backward, and returns the loss; called twice. None only where every ``lr`` is 0, which makes
-            room for a state that is to be loaded.
+            Does zero_grad, forward and backward, and returns the loss; called twice. None only
+            where every ``lr`` is 0, which makes room for a state that is to be loaded.
 
         Returns
         -------
@@ -472,11 +483,13 @@ class Grokfast(Wrapper):
     Parameters
     ----------
     base : Optimizer
-        The optimizer that takes the step, already built. Groups and rates are its own; schedulers take the wrapper.
+        The optimizer that takes the step, already built. Groups and rates are its own; schedulers
+        take the wrapper.
     alpha : float in [0, 1), default 0.98
         Memory of the running average of gradients, which is their slow part. The authors' value.
     lamb : float, at least 0, default 2.0
-        How many times the average is added to the gradient; 0 is the base alone. The authors' value.
+        How many times the average is added to the gradient; 0 is the base alone. The authors'
+        value.
 
     Raises
     ------
@@ -491,7 +504,8 @@ class Grokfast(Wrapper):
 
     References
     ----------
-    Lee, Kang, Kim and Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients", arXiv 2405.20233.
+    Lee, Kang, Kim and Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients",
+    arXiv 2405.20233.
 
     Examples
     --------
@@ -532,7 +546,8 @@ class Grokfast(Wrapper):
         Parameters
         ----------
         closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already there.
+            Computes the gradients anew and returns the loss. None where the gradients are already
+            there.
 
         Returns
         -------

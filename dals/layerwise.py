@@ -31,11 +31,13 @@ def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2
     Parameters
     ----------
     groups : iterable of parameter groups
-        From bottom to top, as :func:`layer_groups` returns them. A group may say under ``"above"`` how many layers lie above it.
+        From bottom to top, as :func:`layer_groups` returns them. A group may say under ``"above"``
+        how many layers lie above it.
     lr : float, at least 0
         Rate of the top layer.
     decay : float, positive, default 2.6
-        Factor between neighbouring layers. 2.6 is what ULMFiT found on a language model of a few layers; 1 gives one rate to all.
+        Factor between neighbouring layers. 2.6 is what ULMFiT found on a language model of a few
+        layers; 1 gives one rate to all.
 
     Returns
     -------
@@ -49,7 +51,8 @@ def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2
 
     References
     ----------
-    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2, arXiv 1801.06146.
+    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section
+    3.2, arXiv 1801.06146.
 
     Examples
     --------
@@ -491,32 +494,38 @@ def _name_pieces(row: _Row, model: nn.Module) -> None:
 def layer_groups(model: nn.Module, example: Any = None, place: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Parameter groups of the layers of a model, from bottom to top, every trainable parameter once.
 
-    What a layer is, and which comes first, is read from the model's tree of modules and their names. Where names tell too little or
-    are wrong, give an ``example``: then the forward pass decides which comes first.
+    What a layer is, and which comes first, is read from the model's tree of modules and their
+    names. Where names tell too little or are wrong, give an ``example``: then the forward pass
+    decides which comes first.
 
     Parameters
     ----------
     model : nn.Module
-        Any model, also inside DistributedDataParallel or ``torch.compile``, which are looked through. Frozen parameters are left out.
+        Any model, also inside DistributedDataParallel or ``torch.compile``, which are looked
+        through. Frozen parameters are left out.
     example : tensor, tuple, dict or None, default None
-        One batch, as the model is called with it: one tensor, a tuple of positional arguments, or a dict of named ones. It is sent
-        through a copy, on torch's meta device if that works; the model itself is neither run nor changed.
+        One batch, as the model is called with it: one tensor, a tuple of positional arguments, or a
+        dict of named ones. It is sent through a copy, on torch's meta device if that works; the
+        model itself is neither run nor changed.
     place : mapping or None, default None
-        Name of a parameter or module to ``"bottom"``, ``"top"`` or the name of the layer that it joins. None leaves all to the rules.
+        Name of a parameter or module to ``"bottom"``, ``"top"`` or the name of the layer that it
+        joins. None leaves all to the rules.
 
     Returns
     -------
     list of dict
-        One group for each layer: ``"params"``, its ``"name"``, its ``"depth"`` from 0 (bottom) to 1 (top), and ``"above"``, the number
-        of layers above it. Every torch optimizer takes such groups; :class:`DALS` reads the depth, :func:`discriminative` what is above.
+        One group for each layer: ``"params"``, its ``"name"``, its ``"depth"`` from 0 (bottom) to 1
+        (top), and ``"above"``, the number of layers above it. Every torch optimizer takes such
+        groups; :class:`DALS` reads the depth, :func:`discriminative` what is above.
 
     Raises
     ------
     TypeError
         Where ``model`` is no module.
     ValueError
-        Where a parameter has no place and neither ``example`` nor ``place`` gives it one, where the example does not fit the model, or
-        where nothing is trainable. The sentence names the parameter and what to do.
+        Where a parameter has no place and neither ``example`` nor ``place`` gives it one, where the
+        example does not fit the model, or where nothing is trainable. The sentence names the
+        parameter and what to do.
 
     Warns
     -----
@@ -563,30 +572,36 @@ class LARS(Strict):
     params : iterable of tensors or of parameter groups
         What to train. A group may have its own value of every option below.
     lr : float or tensor of one element, at least 0
-        Global rate, which each tensor's own ratio multiplies. It has no default: it goes with ``trust`` and the size of the batch.
+        Global rate, which each tensor's own ratio multiplies. It has no default: it goes with
+        ``trust`` and the size of the batch.
     momentum : float in [0, 1), default 0.9
         Share of the last step that is repeated. The authors' value.
     weight_decay : float, at least 0, default 0.0
-        L2 penalty: so much of each weight is added to its gradient. It counts in the length of the step.
+        L2 penalty: so much of each weight is added to its gradient. It counts in the length of the
+        step.
     trust : float, positive, default 0.001
-        Length of a step as a fraction of the tensor's, at ``lr=1`` and without momentum. The authors' value.
+        Length of a step as a fraction of the tensor's, at ``lr=1`` and without momentum. The
+        authors' value.
     eps : float, at least 0, default 1e-8
         Added to the length of the gradient, against a division by 0.
 
     Raises
     ------
     ValueError
-        For an option that is out of range or not supported, and for parameters that FullyShardedDataParallel has cut.
+        For an option that is out of range or not supported, and for parameters that
+        FullyShardedDataParallel has cut.
 
     Notes
     -----
-    A tensor whose weights or gradient are all 0 moves with the ratio 1. Norms of tensors in half precision are taken in single.
+    A tensor whose weights or gradient are all 0 moves with the ratio 1. Norms of tensors in half
+    precision are taken in single.
 
     Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
-    You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", arXiv 1708.03888.
+    You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", arXiv
+    1708.03888.
 
     Examples
     --------

@@ -388,71 +388,81 @@ def over_shards(
 class DALS(Strict):
     """SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (Yao et al. 2026).
 
-    How fast the average of the loss falls tells a phase: exploration, exploitation or refinement. Phase and depth decide how much of
-    each gradient is averaged over time. A trust ratio fits the step to the size of its tensor, and momentum carries it on.
+    How fast the average of the loss falls tells a phase: exploration, exploitation or refinement.
+    Phase and depth decide how much of each gradient is averaged over time. A trust ratio fits the
+    step to the size of its tensor, and momentum carries it on.
 
-    The optimizer has to hear the loss of every step: call ``step(closure)``, or ``observe(loss)`` before ``step()``. Its schedule is
-    built in, so it needs no scheduler. Defaults are the paper's.
+    The optimizer has to hear the loss of every step: call ``step(closure)``, or ``observe(loss)``
+    before ``step()``. Its schedule is built in, so it needs no scheduler. Defaults are the paper's.
 
     Parameters
     ----------
     params : iterable of tensors or of parameter groups
-        What to train; :func:`layer_groups` makes the groups. A group may have its own value of ``lr``, ``momentum``, ``weight_decay``,
-        ``alpha``, ``trust``, ``trust_clip``, ``filter_in_exploration``, ``eps`` and ``foreach``, and tells its ``depth``, from 0 (bottom
+        What to train; :func:`layer_groups` makes the groups. A group may have its own value of
+        ``lr``, ``momentum``, ``weight_decay``, ``alpha``, ``trust``, ``trust_clip``,
+        ``filter_in_exploration``, ``eps`` and ``foreach``, and tells its ``depth``, from 0 (bottom
         layer) to 1 (top layer); 0.5 if it does not.
     lr : float or tensor of one element, at least 0, default 0.03
-        Base rate (eta_0), which schedule and trust ratio multiply. It is yours: the optimizer never writes it.
+        Base rate (eta_0), which schedule and trust ratio multiply. It is yours: the optimizer never
+        writes it.
     total_steps : int, at least 1, or None
-        Number of updates in the run (T): the length of the schedule, ``len(loader) * epochs`` in most loops. It has no default, since
-        only you know it. None only with ``schedule=None``.
+        Number of updates in the run (T): the length of the schedule, ``len(loader) * epochs`` in
+        most loops. It has no default, since only you know it. None only with ``schedule=None``.
     momentum : float in [0, 1), default 0.9
         Share of the last step that is repeated (mu).
     weight_decay : float, at least 0, default 1e-4
-        L2 penalty (lambda): so much of each weight is added to its filtered gradient, and counts in the trust ratio.
+        L2 penalty (lambda): so much of each weight is added to its filtered gradient, and counts in
+        the trust ratio.
     warmup : float in [0, 1), default 0.05
         Fraction of ``total_steps`` that the "cosine" schedule first spends rising from 0.
     schedule : "cosine", function or None, default "cosine"
-        Factor of the rate over the run. "cosine" rises for the warmup, then falls to 0. A function of progress in (0, 1], such as
-        those of ``dals.schedule``, is taken as it is, without a warmup. None is the factor 1, for a constant rate or a scheduler of
-        torch's.
+        Factor of the rate over the run. "cosine" rises for the warmup, then falls to 0. A function
+        of progress in (0, 1], such as those of ``dals.schedule``, is taken as it is, without a
+        warmup. None is the factor 1, for a constant rate or a scheduler of torch's.
     alpha : float in [0, 1), default 0.6
-        Memory of the gradient's running average in phase 1 (alpha_0). Phase 0 has 0.3 less, but at least 0.3; phase 2 has 0.1 more,
-        but at most 0.9.
+        Memory of the gradient's running average in phase 1 (alpha_0). Phase 0 has 0.3 less, but at
+        least 0.3; phase 2 has 0.1 more, but at most 0.9.
     trust : float, at least 0, default 0.02
-        Length of an update that is wanted, as a fraction of its tensor's (gamma), at rate 1 and without momentum.
+        Length of an update that is wanted, as a fraction of its tensor's (gamma), at rate 1 and
+        without momentum.
     trust_clip : tuple of two floats, default (0.2, 5.0)
         Smallest and largest trust ratio. (1, 1) does without one.
     thresholds : tuple of two floats or None, default (0.01, 0.002)
-        The phase is 0 where the loss average has fallen in this step by more than the first, as a fraction of itself; 1 where by more
-        than the second; else 2. None is phase 1 throughout, and no loss is needed.
+        The phase is 0 where the loss average has fallen in this step by more than the first, as a
+        fraction of itself; 1 where by more than the second; else 2. None is phase 1 throughout, and
+        no loss is needed.
     filter_in_exploration : bool, default True
         False hands the raw gradient on in phase 0.
     eps : float, at least 0, default 1e-8
         Added to the length of the filtered gradient, to keep the trust ratio finite.
     foreach : bool or None, default None
-        How to compute, never what. True: lists of tensors on the CPU, Triton kernels on CUDA. False: one tensor after the other, slow and
-        plain. None: as True, but subclasses of Tensor go one after the other.
+        How to compute, never what. True: lists of tensors on the CPU, Triton kernels on CUDA.
+        False: one tensor after the other, slow and plain. None: as True, but subclasses of Tensor
+        go one after the other.
     capturable : bool, default False
-        Whether ``step`` may be captured in a CUDA graph: step count and schedule then live on the GPU. Needs CUDA, Triton, and a number
-        for ``lr``.
+        Whether ``step`` may be captured in a CUDA graph: step count and schedule then live on the
+        GPU. Needs CUDA, Triton, and a number for ``lr``.
 
     Raises
     ------
     ValueError
-        For an option that is out of range or not supported, for a schedule without ``total_steps``, and for parameters that
-        FullyShardedDataParallel has cut into flat pieces (use ``fully_shard``).
+        For an option that is out of range or not supported, for a schedule without ``total_steps``,
+        and for parameters that FullyShardedDataParallel has cut into flat pieces (use
+        ``fully_shard``).
     TypeError
         For a tensor in place of a number, except in ``lr``.
 
     Notes
     -----
-    Where torch.distributed runs, the loss is the mean over all processes, so that all take one phase.
+    Where torch.distributed runs, the loss is the mean over all processes, so that all take one
+    phase.
 
     Takes a tensor lr, foreach and capturable; no fused, differentiable, maximize, complex or sparse.
 
     References
     ----------
-    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution", arXiv 2604.27295.
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
 
     Examples
     --------
@@ -558,7 +568,8 @@ class DALS(Strict):
         Raises
         ------
         ValueError, TypeError
-            For an option that is out of range, not supported, or of the whole run. The optimizer is then as it was.
+            For an option that is out of range, not supported, or of the whole run. The optimizer is
+            then as it was.
         """
         run = {name: self.param_groups[0][name] for name in RUN_START} if self.param_groups else RUN_START
         same = {name for name in RUN_OPTIONS if name in param_group and name in vars(self) and param_group[name] == vars(self)[name]}
@@ -609,7 +620,8 @@ class DALS(Strict):
         Parameters
         ----------
         loss : tensor of one element, or float
-            Loss of a batch. Where gradients are accumulated, observe each micro-batch: what is observed between two steps is averaged.
+            Loss of a batch. Where gradients are accumulated, observe each micro-batch: what is
+            observed between two steps is averaged.
 
         Raises
         ------
@@ -634,7 +646,8 @@ class DALS(Strict):
         Parameters
         ----------
         closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already there and the loss was observed.
+            Computes the gradients anew and returns the loss. None where the gradients are already
+            there and the loss was observed.
 
         Returns
         -------
@@ -644,13 +657,15 @@ class DALS(Strict):
         Raises
         ------
         RuntimeError
-            Where there has been no loss since the last update, unless every ``lr`` is 0: then it only makes room for a state. For sparse
-            gradients. For a captured graph without ``capturable=True``.
+            Where there has been no loss since the last update, unless every ``lr`` is 0: then it
+            only makes room for a state. For sparse gradients. For a captured graph without
+            ``capturable=True``.
 
         Warns
         -----
         UserWarning
-            Once, for an update beyond ``total_steps``, and where a scheduler moves rates that the built-in schedule moves too.
+            Once, for an update beyond ``total_steps``, and where a scheduler moves rates that the
+            built-in schedule moves too.
         """
         loss = evaluate(closure)
         if loss is not None:
@@ -830,7 +845,8 @@ class DALS(Strict):
         Parameters
         ----------
         state_dict : dict
-            From ``state_dict()``: tensors and plain numbers. The schedule is not in it, so a resumed run may be longer.
+            From ``state_dict()``: tensors and plain numbers. The schedule is not in it, so a
+            resumed run may be longer.
 
         Raises
         ------
@@ -885,7 +901,8 @@ class DALSFast(DALS):
 
     References
     ----------
-    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution", arXiv 2604.27295.
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
 
     Examples
     --------
@@ -920,12 +937,14 @@ class DALSFast(DALS):
 class DALSAcc(DALS):
     """DALS that takes its time: cosine with warm restarts, more weight decay, a longer memory.
 
-    The rate starts anew in ever longer cycles, so a run needs no end. Defaults are the paper's for DALS-Acc.
+    The rate starts anew in ever longer cycles, so a run needs no end. Defaults are the paper's for
+    DALS-Acc.
 
     Parameters
     ----------
     restart_steps : int or whole float, at least 1
-        Updates in the first cycle. It has no default: the paper's 10 epochs are ``10 * len(loader)``.
+        Updates in the first cycle. It has no default: the paper's 10 epochs are ``10 *
+        len(loader)``.
     restart_mult : float, at least 1, default 2
         Each cycle is this many times as long as the one before.
     total_steps : int, at least 1, or None, default None
@@ -942,7 +961,8 @@ class DALSAcc(DALS):
     Raises
     ------
     ValueError, TypeError
-        As DALS does, for ``restart_steps`` that is no count, and for a warmup without ``total_steps``.
+        As DALS does, for ``restart_steps`` that is no count, and for a warmup without
+        ``total_steps``.
 
     Notes
     -----
@@ -950,7 +970,8 @@ class DALSAcc(DALS):
 
     References
     ----------
-    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution", arXiv 2604.27295.
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
 
     Examples
     --------

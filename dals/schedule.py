@@ -52,7 +52,8 @@ def cosine(progress: float) -> float:
 
     References
     ----------
-    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv 1608.03983.
+    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv
+    1608.03983.
     """
     return (1 + math.cos(math.pi * progress)) / 2
 
@@ -67,7 +68,8 @@ def step_decay(every: float, factor: float = 0.1) -> Schedule:
     every : float, positive
         Length of one stair, as a fraction of the run.
     factor : float, default 0.1
-        What one stair multiplies the rate by. A tenth is what image classifiers were long trained with.
+        What one stair multiplies the rate by. A tenth is what image classifiers were long trained
+        with.
 
     Returns
     -------
@@ -99,9 +101,11 @@ def restarts(first: float, mult: float = 2) -> Schedule:
     Parameters
     ----------
     first : float, positive
-        Length of the first cycle, as a fraction of the run. Above 1, the run ends before the first restart.
+        Length of the first cycle, as a fraction of the run. Above 1, the run ends before the first
+        restart.
     mult : float, at least 1, default 2
-        Each cycle is this many times as long as the one before. Twice is the choice of SGDR's authors that DALS-Acc takes too.
+        Each cycle is this many times as long as the one before. Twice is the choice of SGDR's
+        authors that DALS-Acc takes too.
 
     Returns
     -------
@@ -115,7 +119,8 @@ def restarts(first: float, mult: float = 2) -> Schedule:
 
     References
     ----------
-    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv 1608.03983.
+    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv
+    1608.03983.
     """
     if not ROUNDING < first < math.inf:
         raise ValueError(f"restarts needs a first cycle longer than 0 and finite (a fraction of the run), got first={first}.")
@@ -209,10 +214,11 @@ class PerStep(LambdaLR):
     Parameters
     ----------
     optimizer : Optimizer
-        Each group's ``lr`` is its base rate. A group that joins late takes the ``lr`` that it has then.
+        Each group's ``lr`` is its base rate. A group that joins late takes the ``lr`` that it has
+        then.
     factors : list of functions
-        For each group a function of the number of updates done, which returns a factor of the base rate. Groups that join
-        follow the last.
+        For each group a function of the number of updates done, which returns a factor of the base
+        rate. Groups that join follow the last.
     """
 
     def __init__(self, optimizer: Optimizer, factors: list[Callable[[int], float]]):
@@ -246,14 +252,16 @@ def per_step(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], tota
     optimizer : Optimizer
         Any of torch's or ours. Each group's ``lr`` is its base rate.
     schedule : Schedule or sequence of schedules
-        A function of progress in (0, 1] that returns a factor of the base rate; or one such function for each group.
+        A function of progress in (0, 1] that returns a factor of the base rate; or one such
+        function for each group.
     total_steps : int, at least 1
         T, the number of updates in the run. Later updates have the rate of the last.
 
     Returns
     -------
     LambdaLR
-        Call its ``step()`` once after every update. Groups that are added to the optimizer later join in.
+        Call its ``step()`` once after every update. Groups that are added to the optimizer later
+        join in.
 
     Raises
     ------

@@ -69,7 +69,8 @@ class Overrides(TypedDict, total=False):
     decay : float, positive
         Discriminative rates: factor between neighbouring layers.
     alpha : float
-        Lookahead: how far the slow weights follow. Grokfast and DALS: memory of the average of gradients.
+        Lookahead: how far the slow weights follow. Grokfast and DALS: memory of the average of
+        gradients.
     k : int, at least 1
         Lookahead: fast steps for each slow one.
     rho : float, at least 0
@@ -144,7 +145,8 @@ class Strategy:
         Raises
         ------
         ValueError
-            For a regime, protocol or hyperparameter that does not exist. The sentence names those that do.
+            For a regime, protocol or hyperparameter that does not exist. The sentence names those
+            that do.
         """
         table = lookup(HYPERPARAMETERS, protocol, "protocol")
         rows = lookup(table, regime, "regime")
@@ -165,22 +167,27 @@ class Strategy:
         Parameters
         ----------
         model : nn.Module
-            Any model. What is frozen is left out. Strategies that have a rate for each layer find the layers by `layer_groups`.
+            Any model. What is frozen is left out. Strategies that have a rate for each layer find
+            the layers by `layer_groups`.
         total_steps : int, at least 1
             Updates in the whole run.
         steps_per_epoch : int, at least 1
             Updates in one epoch, by which warm restarts are counted.
         regime : "scratch" or "finetune"
-            Which of the protocol's rates to take. It has no default, since they differ by a factor of ten and more.
+            Which of the protocol's rates to take. It has no default, since they differ by a factor
+            of ten and more.
         protocol : str, default "paper"
-            Whose settings: "paper" is what the text says, "released" what its code did, "tuned" the text's with an `lr` of yours.
+            Whose settings: "paper" is what the text says, "released" what its code did, "tuned" the
+            text's with an `lr` of yours.
         task : str or None, default None
             Name of one of the paper's tasks, for which a protocol may have settings of its own.
         multiplier : float, positive, default 1.0
-            Scales every rate (`lr`, `final_lr`, `eta_min`) of the protocol, for models that the paper's rates were not made for.
+            Scales every rate (`lr`, `final_lr`, `eta_min`) of the protocol, for models that the
+            paper's rates were not made for.
         **overrides : Overrides
-            Hyperparameters in place of the protocol's, such as `lr=0.01`; `settings(regime)` shows those of a strategy, `Overrides`
-            says what each means. They are taken as they are, without the multiplier. The switches of other protocols come in a dict.
+            Hyperparameters in place of the protocol's, such as `lr=0.01`; `settings(regime)` shows
+            those of a strategy, `Overrides` says what each means. They are taken as they are,
+            without the multiplier. The switches of other protocols come in a dict.
 
         Returns
         -------
@@ -192,7 +199,8 @@ class Strategy:
         Raises
         ------
         ValueError
-            For a count that is none, and for a regime, protocol or hyperparameter that does not exist.
+            For a count that is none, and for a regime, protocol or hyperparameter that does not
+            exist.
 
         Examples
         --------
@@ -254,6 +262,11 @@ def strategy(name: str, generation: str, family: str, paper: str, gradients: int
     ----------
     name, generation, family, paper, gradients, needs_loss
         As in `Strategy`.
+
+    Returns
+    -------
+    function
+        Registers the composition that it is given, and returns it.
     """
     def register(composition: Composition) -> Composition:
         STRATEGIES[name] = Strategy(name, generation, family, paper, gradients, needs_loss)

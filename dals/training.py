@@ -393,13 +393,15 @@ def fit(
     Parameters
     ----------
     task : str or Task
-        Name of one of the paper's tasks (`dals.tasks.TASKS`), or a task of your own, as `own_task` makes it.
+        Name of one of the paper's tasks (`dals.tasks.TASKS`), or a task of your own, as `own_task`
+        makes it.
     strategy : str
         Name of one of `STRATEGIES`.
     seed : int, default 42
         Moves initial weights, order and dropout, never the data. 42 is the paper's.
     protocol : str, default "paper"
-        Whose settings: "paper" does what the text says, "released" what its code did, "tuned" is the text's with an `lr` of yours.
+        Whose settings: "paper" does what the text says, "released" what its code did, "tuned" is
+        the text's with an `lr` of yours.
     profile : str, default "paper"
         How much to spend: "paper" is the whole budget, "cpu" and "smoke" are smaller ones.
     device : str, torch.device or None, default None
@@ -407,15 +409,16 @@ def fit(
     overrides : dict or None, default None
         Hyperparameters in place of the protocol's, by name. None keeps all.
     fast : bool or None, default None
-        Whether to take the fast path, if there is one for task and device: texts in bfloat16, other tasks compiled. None is yes on
-        CUDA and no on the CPU.
+        Whether to take the fast path, if there is one for task and device: texts in bfloat16, other
+        tasks compiled. None is yes on CUDA and no on the CPU.
     on_epoch : function or None, default None
         Called with every row of the history as it is measured. None calls nothing.
 
     Returns
     -------
     Run
-        The record: accuracy in percent and loss of every epoch, settings, seconds, peak memory, versions.
+        The record: accuracy in percent and loss of every epoch, settings, seconds, peak memory,
+        versions.
 
     Raises
     ------
