@@ -641,7 +641,7 @@ class DALS(Strict):
     @overload
     def step(self, closure: Callable[[], Loss]) -> Loss: ...
     def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """One update.
+        """One update, by the loss that the closure returns, or that was observed.
 
         Parameters
         ----------
@@ -1012,7 +1012,7 @@ class DALSAcc(DALS):
         return restarts(1.0, self.restart_mult)
 
     def factor(self, step: int) -> float:
-        """What the built-in schedule multiplies the rates of an update by: a rise, if there is a warmup, then one cosine after the other.
+        """Factor of the rates of an update: a rise, if there is a warmup, then one cosine after the other.
 
         Parameters
         ----------

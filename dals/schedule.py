@@ -272,7 +272,7 @@ def per_step(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], tota
     --------
     >>> scheduler = per_step(optimizer, warmup(cosine, 0.05), total_steps=1000)
     >>> for batch in batches:
-    ...     optimizer.step(closure)
+    ...     loss = optimizer.step(closure)
     ...     scheduler.step()
     """
     if not is_count(total_steps):
