@@ -107,19 +107,62 @@ def _stacked(batches: Any, part: str) -> Split:
 
 
 def own_task(
-    name: str, # of the task, and of its folder in the store
-    model: Callable[[], nn.Module], # makes a fresh model that returns logits, drawn from torch's global generator
-    train: Any, # batches, or a pair of tensors: see `stack`
-    test: Any, # the same
+    name: str,
+    model: Callable[[], nn.Module],
+    train: Any,
+    test: Any,
     *,
-    epochs: int, # passes over the training examples
-    batch_size: int, # examples per step, however the loader cut them
-    regime: str = "scratch", # or "finetune": which of the paper's rates
-    classes: int | None = None, # None: counted, from the labels of both parts
-    multipliers: Mapping[str, float] | None = None, # for all rates of the family "SGD" or "Adam"; 1 where nothing is said
-    about: str = "own data", # where the data comes from, in words, for the records
-) -> Task: # raises `ValueError` with a sentence where the batches do not fit together; `check` looks at the rest
-    "A task from a model factory and anything that yields batches"
+    epochs: int,
+    batch_size: int,
+    regime: str = "scratch",
+    classes: int | None = None,
+    multipliers: Mapping[str, float] | None = None,
+    about: str = "own data",
+) -> Task:
+    """A classification task from a function that makes the model, and anything that yields batches.
+
+    Parameters
+    ----------
+    name : str
+        Of the task, and of its folder in the store: letters, digits, "-", "_" and ".", at most 100.
+    model : function without arguments
+        Makes a fresh model, which returns logits of shape [examples, classes]. Its weights are
+        drawn from torch's global generator.
+    train : iterable of batches, or pair of tensors
+        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. It is gone
+        through once and kept in memory.
+    test : iterable of batches, or pair of tensors
+        Likewise; what accuracies are measured on.
+    epochs : int, at least 1
+        Passes over the training examples.
+    batch_size : int, at least 1
+        Examples per step, however a loader cut them.
+    regime : "scratch" or "finetune", default "scratch"
+        Which of the paper's rates to take.
+    classes : int or None, default None
+        Number of classes. None counts them, from the labels of both parts.
+    multipliers : mapping or None, default None
+        Factor of all rates of the family "SGD" or "Adam", for models that the paper's rates were
+        not made for. None is 1 for both.
+    about : str, default "own data"
+        Where the data comes from, in words, for the records.
+
+    Returns
+    -------
+    Task
+        For `benchmark` and `fit`. Its profile "paper" is the budget asked for, "smoke" a trial of
+        two epochs of eight batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the batches do not fit together. `dals.benchmark` looks at the rest before anything is
+        trained.
+
+    Examples
+    --------
+    >>> task = own_task("mine", lambda: nn.Linear(4, 3), (inputs, labels), (inputs, labels), epochs=5, batch_size=8)
+    """
     data = Data(stack(train), stack(test, "test"), about, "")
     if classes is None:
         both = [split.labels for split in (data.train, data.test)]
@@ -595,19 +638,72 @@ def _no_strangers(task: Task, data: Data, runs: Iterable[Run], store: Store) -> 
 
 
 def benchmark(
-    task: Task | str, # what `own_task` made, or where it is: "my_task.py:task"
-    strategies: Sequence[str] | str = "all", # names of `STRATEGIES`, or "all"
-    seeds: int | Iterable[int] = 5, # how many, from 0 up; or which
+    task: Task | str,
+    strategies: Sequence[str] | str = "all",
+    seeds: int | Iterable[int] = 5,
     *,
-    jobs: int = 1, # processes, one thread each; 1 trains a task that was given as an object here
-    target: float | None = None, # accuracy in percent to be reached; None: `default_target`
-    protocol: str = "paper", # whose rates
-    profile: str = "paper", # the budget: "paper" is what the task says, "smoke" a trial
-    device: str | None = None, # such as "cuda"; None is the CPU
-    store: Store | None = None, # where runs are kept; None: `_results` beside settings.ini, else in the current folder
-    progress: Callable[[str], object] | None = print, # gets one line per finished run; None: silence
-) -> Comparison: # raises `ValueError` with a sentence before anything is trained, `Unavailable` where data is missing
-    "Train every strategy on a task, except for what the store has, and compare them"
+    jobs: int = 1,
+    target: float | None = None,
+    protocol: str = "paper",
+    profile: str = "paper",
+    device: str | None = None,
+    store: Store | None = None,
+    progress: Callable[[str], object] | None = print,
+) -> Comparison:
+    """Train strategies on a task with several seeds, except for runs that the store has, and compare them.
+
+    Parameters
+    ----------
+    task : Task or str
+        What `own_task` made, or where it is: "my_task.py:task".
+    strategies : sequence of str or str, default "all"
+        Names of `STRATEGIES`, one of them, or "all".
+    seeds : int or iterable of int, default 5
+        How many, from 0 up; or which. Fewer than five say little: intervals and ties are about the
+        mean over seeds.
+    jobs : int, at least 1, default 1
+        Worker processes, one thread each. With 1, a task that was given as an object is trained in
+        this process.
+    target : float in [0, 100] or None, default None
+        Accuracy in percent whose first epoch is compared. None is what every seed of Fixed SGD ends
+        with, cut to a whole percent.
+    protocol : str, default "paper"
+        Whose rates.
+    profile : str, default "paper"
+        The budget: "paper" is what the task says, "smoke" a trial.
+    device : str or None, default None
+        Where to train, such as "cuda". None is the CPU.
+    store : Store or None, default None
+        Where runs are kept, one file each. None is `_results`, beside settings.ini or else in the
+        current folder.
+    progress : function or None, default print
+        Gets one line per finished run. None is silence.
+
+    Returns
+    -------
+    Comparison
+        One row for each strategy, best first: print it, show it in a notebook, or call `curves`,
+        `cost` and `save`.
+
+    Raises
+    ------
+    ValueError
+        For anything that cannot be trained, before anything is trained. The sentence says what to
+        mend.
+    Conflict
+        Where the store has runs of that name on other data or with another budget.
+    Unavailable
+        Where data is missing.
+    RuntimeError
+        Where no run came to an end.
+    ModuleNotFoundError
+        Without scipy, which ``pip install 'dals[report]'`` brings.
+
+    Examples
+    --------
+    >>> found = benchmark(task, ["Fixed SGD", "AdamW", "DALS"], seeds=5)  # doctest: +SKIP
+    >>> print(found)  # doctest: +SKIP
+    """
     if target is not None and not 0 <= target <= 100:
         raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
     if importlib.util.find_spec("scipy") is None:

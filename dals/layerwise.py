@@ -18,18 +18,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .adaptive import Strict, require, wide
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-017
-def discriminative(
-    groups: Iterable[dict[str, Any]],  # parameter groups from bottom to top, as `layer_groups` returns them
-    lr: float,  # rate of the top layer
-    decay: float = 2.6,  # factor between neighbouring layers; 2.6 is ULMFiT's (Howard and Ruder 2018, arXiv 1801.06146)
-) -> list[dict[str, Any]]:  # the same groups, each with its "lr"
-    "Discriminative rates, lr / decay**(number of layers above); ValueError for a negative lr or a decay that is not positive."
+def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2.6) -> list[dict[str, Any]]:
+    """Discriminative rates: each layer has the rate of the layer above it, divided by a constant.
+
+    Parameters
+    ----------
+    groups : iterable of parameter groups
+        From bottom to top, as :func:`layer_groups` returns them. A group may say under ``"above"``
+        how many layers lie above it.
+    lr : float, at least 0
+        Rate of the top layer.
+    decay : float, positive, default 2.6
+        Factor between neighbouring layers. 2.6 is what ULMFiT found on a language model of a few
+        layers; 1 gives one rate to all.
+
+    Returns
+    -------
+    list of dict
+        The same groups, each with its ``"lr"``, for any of torch's optimizers.
+
+    Raises
+    ------
+    ValueError
+        For a negative ``lr``, or a ``decay`` that is not positive.
+
+    References
+    ----------
+    Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section
+    3.2, arXiv 1801.06146.
+
+    Examples
+    --------
+    >>> groups = discriminative(layer_groups(model), lr=0.05)
+    >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+    """
     groups = list(groups)
     require(lr >= 0, f"lr must be at least 0, not {lr}.")
     require(decay > 0, f"decay must be positive, not {decay}: 1 gives every layer the same rate, 2.6 is the usual choice.")
@@ -462,12 +491,52 @@ def _name_pieces(row: _Row, model: nn.Module) -> None:
         given.add(layer.name)
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-037
-def layer_groups(
-    model: nn.Module,  # any model
-    example: Any = None,  # what the model is called with, to follow its forward pass: a tensor, a tuple or a dict
-    place: Mapping[str, str] | None = None,  # parameter or module -> "bottom", "top", or the name of the layer that it joins
-) -> list[dict[str, Any]]:  # bottom to top: {"params", "name", "depth" in [0, 1], "above": number of layers above it}
-    "Parameter groups of the layers of `model`, every trainable parameter once; raises ValueError that names what has no place."
+def layer_groups(model: nn.Module, example: Any = None, place: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Parameter groups of the layers of a model, from bottom to top, every trainable parameter once.
+
+    What a layer is, and which comes first, is read from the model's tree of modules and their
+    names. Where names tell too little or are wrong, give an ``example``: then the forward pass
+    decides which comes first.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model, also inside DistributedDataParallel or ``torch.compile``, which are looked
+        through. Frozen parameters are left out.
+    example : tensor, tuple, dict or None, default None
+        One batch, as the model is called with it: one tensor, a tuple of positional arguments, or a
+        dict of named ones. It is sent through a copy, on torch's meta device if that works; the
+        model itself is neither run nor changed.
+    place : mapping or None, default None
+        Name of a parameter or module to ``"bottom"``, ``"top"`` or the name of the layer that it
+        joins. None leaves all to the rules.
+
+    Returns
+    -------
+    list of dict
+        One group for each layer: ``"params"``, its ``"name"``, its ``"depth"`` from 0 (bottom) to 1
+        (top), and ``"above"``, the number of layers above it. Every torch optimizer takes such
+        groups; :class:`DALS` reads the depth, :func:`discriminative` what is above.
+
+    Raises
+    ------
+    TypeError
+        Where ``model`` is no module.
+    ValueError
+        Where a parameter has no place and neither ``example`` nor ``place`` gives it one, where the
+        example does not fit the model, or where nothing is trainable. The sentence names the
+        parameter and what to do.
+
+    Warns
+    -----
+    UserWarning
+        Where one layer holds more than a third of the weights and cannot be opened.
+
+    Examples
+    --------
+    >>> optimizer = DALS(layer_groups(model), total_steps=1000)
+    >>> groups = layer_groups(model, example=inputs)
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_groups needs an nn.Module, not {type(model).__name__}.")
     if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
@@ -496,9 +565,48 @@ def layer_groups(
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-069
 class LARS(Strict):
-    """SGD whose steps have a fixed length relative to the tensor they change (You, Gitman and Ginsburg 2017, arXiv 1708.03888).
+    """SGD with momentum whose steps have a fixed length relative to the tensor that they change.
 
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse. Norms of half tensors are in single.
+    Parameters
+    ----------
+    params : iterable of tensors or of parameter groups
+        What to train. A group may have its own value of every option below.
+    lr : float or tensor of one element, at least 0
+        Global rate, which each tensor's own ratio multiplies. It has no default: it goes with
+        ``trust`` and the size of the batch.
+    momentum : float in [0, 1), default 0.9
+        Share of the last step that is repeated. The authors' value.
+    weight_decay : float, at least 0, default 0.0
+        L2 penalty: so much of each weight is added to its gradient. It counts in the length of the
+        step.
+    trust : float, positive, default 0.001
+        Length of a step as a fraction of the tensor's, at ``lr=1`` and without momentum. The
+        authors' value.
+    eps : float, at least 0, default 1e-8
+        Added to the length of the gradient, against a division by 0.
+
+    Raises
+    ------
+    ValueError
+        For an option that is out of range or not supported, and for parameters that
+        FullyShardedDataParallel has cut.
+
+    Notes
+    -----
+    A tensor whose weights or gradient are all 0 moves with the ratio 1. Norms of tensors in half
+    precision are taken in single.
+
+    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+
+    References
+    ----------
+    You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", arXiv
+    1708.03888.
+
+    Examples
+    --------
+    >>> optimizer = LARS(model.parameters(), lr=1.0)
+    >>> loss = optimizer.step(closure)
     """
 
     buffers, measures = ("momentum_buffer",), True
@@ -506,12 +614,12 @@ class LARS(Strict):
 
     def __init__(
         self,
-        params: Any,  # parameters, or parameter groups, as for any torch optimizer
-        lr: float,  # global rate
-        momentum: float = 0.9,  # share of the last step that is repeated, in [0, 1)
-        weight_decay: float = 0.0,  # L2 penalty, added to the gradient
-        trust: float = 0.001,  # length of a step as a fraction of the tensor's, at lr = 1 and without momentum
-        eps: float = 1e-8,  # keeps the denominator off zero
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+        eps: float = 1e-8,
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps))
 

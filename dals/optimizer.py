@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import compress
 from operator import itemgetter
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
+from torch.optim.optimizer import ParamsT
 
-from .adaptive import REMEDIES, Strict, evaluate, refuse_flat
+from .adaptive import REMEDIES, Loss, Strict, evaluate, refuse_flat
 from .schedule import Schedule, constant, cosine, is_count, restarts, warmup as warmed
 
 # %% auto #0
@@ -385,28 +386,110 @@ def over_shards(
 
 # %% ../nbs/06_dals.ipynb #06_dals-066
 class DALS(Strict):
-    "SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (arXiv 2604.27295)."
+    """SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (Yao et al. 2026).
+
+    How fast the average of the loss falls tells a phase: exploration, exploitation or refinement.
+    Phase and depth decide how much of each gradient is averaged over time. A trust ratio fits the
+    step to the size of its tensor, and momentum carries it on.
+
+    The optimizer has to hear the loss of every step: call ``step(closure)``, or ``observe(loss)``
+    before ``step()``. Its schedule is built in, so it needs no scheduler. Defaults are the paper's.
+
+    Parameters
+    ----------
+    params : iterable of tensors or of parameter groups
+        What to train; :func:`layer_groups` makes the groups. A group may have its own value of
+        ``lr``, ``momentum``, ``weight_decay``, ``alpha``, ``trust``, ``trust_clip``,
+        ``filter_in_exploration``, ``eps`` and ``foreach``, and tells its ``depth``, from 0 (bottom
+        layer) to 1 (top layer); 0.5 if it does not.
+    lr : float or tensor of one element, at least 0, default 0.03
+        Base rate (eta_0), which schedule and trust ratio multiply. It is yours: the optimizer never
+        writes it.
+    total_steps : int, at least 1, or None
+        Number of updates in the run (T): the length of the schedule, ``len(loader) * epochs`` in
+        most loops. It has no default, since only you know it. None only with ``schedule=None``.
+    momentum : float in [0, 1), default 0.9
+        Share of the last step that is repeated (mu).
+    weight_decay : float, at least 0, default 1e-4
+        L2 penalty (lambda): so much of each weight is added to its filtered gradient, and counts in
+        the trust ratio.
+    warmup : float in [0, 1), default 0.05
+        Fraction of ``total_steps`` that the "cosine" schedule first spends rising from 0.
+    schedule : "cosine", function or None, default "cosine"
+        Factor of the rate over the run. "cosine" rises for the warmup, then falls to 0. A function
+        of progress in (0, 1], such as those of ``dals.schedule``, is taken as it is, without a
+        warmup. None is the factor 1, for a constant rate or a scheduler of torch's.
+    alpha : float in [0, 1), default 0.6
+        Memory of the gradient's running average in phase 1 (alpha_0). Phase 0 has 0.3 less, but at
+        least 0.3; phase 2 has 0.1 more, but at most 0.9.
+    trust : float, at least 0, default 0.02
+        Length of an update that is wanted, as a fraction of its tensor's (gamma), at rate 1 and
+        without momentum.
+    trust_clip : tuple of two floats, default (0.2, 5.0)
+        Smallest and largest trust ratio. (1, 1) does without one.
+    thresholds : tuple of two floats or None, default (0.01, 0.002)
+        The phase is 0 where the loss average has fallen in this step by more than the first, as a
+        fraction of itself; 1 where by more than the second; else 2. None is phase 1 throughout, and
+        no loss is needed.
+    filter_in_exploration : bool, default True
+        False hands the raw gradient on in phase 0.
+    eps : float, at least 0, default 1e-8
+        Added to the length of the filtered gradient, to keep the trust ratio finite.
+    foreach : bool or None, default None
+        How to compute, never what. True: lists of tensors on the CPU, Triton kernels on CUDA.
+        False: one tensor after the other, slow and plain. None: as True, but subclasses of Tensor
+        go one after the other.
+    capturable : bool, default False
+        Whether ``step`` may be captured in a CUDA graph: step count and schedule then live on the
+        GPU. Needs CUDA, Triton, and a number for ``lr``.
+
+    Raises
+    ------
+    ValueError
+        For an option that is out of range or not supported, for a schedule without ``total_steps``,
+        and for parameters that FullyShardedDataParallel has cut into flat pieces (use
+        ``fully_shard``).
+    TypeError
+        For a tensor in place of a number, except in ``lr``.
+
+    Notes
+    -----
+    Where torch.distributed runs, the loss is the mean over all processes, so that all take one
+    phase.
+
+    Takes a tensor lr, foreach and capturable; no fused, differentiable, maximize, complex or sparse.
+
+    References
+    ----------
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
+
+    Examples
+    --------
+    >>> optimizer = DALS(layer_groups(model), total_steps=1000)
+    >>> loss = optimizer.step(closure)
+    """
 
     buffers = ("filtered", "momentum_buffer")
 
     def __init__(
         self,
-        params: Any,  # what any torch optimizer takes; a group's `depth` in [0, 1] says how deep it lies, 0.5 if it does not
-        lr: float = 0.03,  # base rate eta_0; the caller's, never written by the optimizer
+        params: ParamsT,
+        lr: float | Tensor = 0.03,
         *,
-        total_steps: int | None,  # T, the number of updates in the run; None only with schedule=None
-        momentum: float = 0.9,  # mu
-        weight_decay: float = 1e-4,  # added to the filtered gradient
-        warmup: float = 0.05,  # W/T, the fraction of the run that "cosine" spends rising
-        schedule: str | Schedule | None = "cosine",  # or a function of progress in (0, 1], taken as it is; None: factor 1
-        alpha: float = 0.6,  # alpha_0, the filter's memory in phase 1
-        trust: float = 0.02,  # gamma, wanted length of an update relative to its tensor's
-        trust_clip: tuple[float, float] = (0.2, 5.0),  # smallest and largest trust ratio
-        thresholds: tuple[float, float] | None = (0.01, 0.002),  # bounds of the phases; None: always phase 1, and no loss is needed
-        filter_in_exploration: bool = True,  # False: phase 0 uses the raw gradient
-        eps: float = 1e-8,  # keeps the trust ratio finite
-        foreach: bool | None = None,  # False: the loop; True: lists on the CPU, kernels on CUDA; None: the same, but not for subclasses
-        capturable: bool = False,  # whether `step` may be captured in a CUDA graph: step count and schedule are then on the GPU
+        total_steps: int | None,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warmup: float = 0.05,
+        schedule: str | Schedule | None = "cosine",
+        alpha: float = 0.6,
+        trust: float = 0.02,
+        trust_clip: tuple[float, float] = (0.2, 5.0),
+        thresholds: tuple[float, float] | None = (0.01, 0.002),
+        filter_in_exploration: bool = True,
+        eps: float = 1e-8,
+        foreach: bool | None = None,
+        capturable: bool = False,
     ):
         self.capturable = capturable
         if not (total_steps is None or is_count(total_steps)):
@@ -440,28 +523,54 @@ class DALS(Strict):
             raise ValueError(f'schedule must be "cosine", a function of progress as in dals.schedule, or None, got {self.schedule!r}.')
         return warmed(cosine, self.warmup)
 
-    def factor(
-        self,
-        step: int,  # t = 1, 2, ...
-    ) -> float:  # s(t)
-        "What the built-in schedule multiplies the rates of update t by; after `total_steps` it stays where it ended."
+    def factor(self, step: int) -> float:
+        """What the built-in schedule multiplies the rates of an update by; after ``total_steps`` it stays where it ended.
+
+        Parameters
+        ----------
+        step : int, at least 1
+            Number of the update (t), counted from 1.
+
+        Returns
+        -------
+        float
+            s(t), 1 where there is no schedule.
+        """
         if self.schedule is None or self.total_steps is None:
             return 1.0
         return self._curve(min(step / self.total_steps, 1.0))
 
-    def memory(
-        self,
-        group: dict[str, Any],  # one of `param_groups`
-        phase: int,  # 0, 1 or 2
-    ) -> float:  # alpha; 1 leaves the filter as it is
-        "The memory of the filter in a phase."
+    def memory(self, group: dict[str, Any], phase: int) -> float:
+        """The memory of the gradient's running average in a phase.
+
+        Parameters
+        ----------
+        group : dict
+            One of ``param_groups``.
+        phase : int
+            0, 1 or 2.
+
+        Returns
+        -------
+        float
+            alpha, in [0, 1]; 1 leaves the average as it is.
+        """
         return phase_alpha(group["alpha"], phase)
 
-    def add_param_group(
-        self,
-        param_group: dict[str, Any],  # as in torch; may override any option of the update and give a `depth`
-    ) -> None:
-        "Add a group, also in the middle of a run: it joins at the run's step count, loss average and phase."
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, also in the middle of a run: it joins at the run's step count, loss average and phase.
+
+        Parameters
+        ----------
+        param_group : dict
+            As in torch; it may have its own value of any option of the update, and a ``depth``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For an option that is out of range, not supported, or of the whole run. The optimizer is
+            then as it was.
+        """
         run = {name: self.param_groups[0][name] for name in RUN_START} if self.param_groups else RUN_START
         same = {name for name in RUN_OPTIONS if name in param_group and name in vars(self) and param_group[name] == vars(self)[name]}
         if same:  # the run's own, as ZeroRedundancyOptimizer hands it to every group
@@ -470,11 +579,14 @@ class DALS(Strict):
         self.param_groups[-1].update(run)
         self._last_lr = None
 
-    def check(
-        self,
-        group: dict[str, Any],  # a parameter group with its options
-    ) -> None:
-        "Raise ValueError or TypeError for what DALS could not honour."
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError for what DALS could not honour.
+
+        Parameters
+        ----------
+        group : dict
+            A parameter group with its options.
+        """
         check_group(group)
         if self.capturable and isinstance(group["lr"], Tensor):
             raise ValueError("lr as a Tensor is not supported for capturable=True: a captured graph keeps the number, pass float(lr).")
@@ -490,24 +602,71 @@ class DALS(Strict):
         return average(self.param_groups[0]["loss_ema"])
 
     def get_last_lr(self) -> list[float]:
-        "The rate of each group in the last update (before the first: in the first), schedule included, trust ratio not."
+        """The rate of each group in the last update (before the first: in the first), schedule included, trust ratio not.
+
+        Returns
+        -------
+        list of float
+            One rate for each of ``param_groups``.
+        """
         if self._last_lr is not None:
             return [float(lr) for lr in self._last_lr]
         s = self.factor(max(1, int(self.param_groups[0]["step"])))
         return [group["lr"] * s for group in self.param_groups]
 
-    def observe(
-        self,
-        loss: Tensor | float,  # loss of a (micro-)batch; what is observed between two steps is averaged
-    ) -> None:
-        "Tell the phase detector the loss, in loops that call `step()` without a closure."
+    def observe(self, loss: Tensor | float) -> None:
+        """Tell the phase detector the loss, in loops that call ``step()`` without a closure.
+
+        Parameters
+        ----------
+        loss : tensor of one element, or float
+            Loss of a batch. Where gradients are accumulated, observe each micro-batch: what is
+            observed between two steps is averaged.
+
+        Raises
+        ------
+        ValueError
+            For anything that is not one real number.
+
+        Examples
+        --------
+        >>> loss.backward()
+        >>> optimizer.observe(loss)
+        >>> optimizer.step()
+        """
         self._losses.append(read_loss(loss, stay=self._kernels() is not None))
 
-    def step(
-        self,
-        closure: Callable[[], Any] | None = None,  # computes gradients anew and returns the loss
-    ) -> Any:  # what the closure returned
-        "One update. RuntimeError if there has been no loss since the last one, unless every `lr` is 0: then it only allocates state."
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """One update, by the loss that the closure returns, or that was observed.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Computes the gradients anew and returns the loss. None where the gradients are already
+            there and the loss was observed.
+
+        Returns
+        -------
+        Tensor, float or None
+            What the closure returned. Where there is neither loss nor gradient, nothing moves.
+
+        Raises
+        ------
+        RuntimeError
+            Where there has been no loss since the last update, unless every ``lr`` is 0: then it
+            only makes room for a state. For sparse gradients. For a captured graph without
+            ``capturable=True``.
+
+        Warns
+        -----
+        UserWarning
+            Once, for an update beyond ``total_steps``, and where a scheduler moves rates that the
+            built-in schedule moves too.
+        """
         loss = evaluate(closure)
         if loss is not None:
             with torch.no_grad():
@@ -680,11 +839,20 @@ class DALS(Strict):
             group.update(step=int(group["step"]), phase=int(group["phase"]), loss_ema=average(group["loss_ema"]))
         return state
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Any],  # from `state_dict()`: tensors and plain numbers
-    ) -> None:
-        "Continue where another optimizer stopped; ValueError that says which groups do not fit."
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where another optimizer stopped.
+
+        Parameters
+        ----------
+        state_dict : dict
+            From ``state_dict()``: tensors and plain numbers. The schedule is not in it, so a
+            resumed run may be longer.
+
+        Raises
+        ------
+        ValueError
+            Where it does not fit; the sentence says what. Nothing has changed then.
+        """
         super().load_state_dict(state_dict)
         self._last_lr = None
         self._forget()
@@ -709,57 +877,152 @@ class DALS(Strict):
 
 # %% ../nbs/06_dals.ipynb #06_dals-072
 class DALSFast(DALS):
-    "DALS in a hurry: a higher rate, a shorter warmup, less momentum, and no filter in phase 0."
+    """DALS in a hurry: a higher rate, a shorter warmup, less momentum, and no filter in phase 0.
+
+    Nothing but defaults differs from :class:`DALS`; they are the paper's for DALS-Fast.
+
+    Parameters
+    ----------
+    lr : float or tensor of one element, at least 0, default 0.05
+        Base rate; DALS has 0.03.
+    momentum : float in [0, 1), default 0.85
+        Share of the last step that is repeated; DALS has 0.9.
+    warmup : float in [0, 1), default 0.02
+        Fraction of ``total_steps`` spent rising; DALS has 0.05.
+    filter_in_exploration : bool, default False
+        False hands the raw gradient on in phase 0; DALS has True.
+    params, total_steps, weight_decay, schedule, alpha, trust, trust_clip, thresholds, eps, foreach, capturable
+        As in :class:`DALS`, with its defaults.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As DALS does.
+
+    References
+    ----------
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
+
+    Examples
+    --------
+    >>> optimizer = DALSFast(layer_groups(model), total_steps=1000)
+    >>> loss = optimizer.step(closure)
+    """
 
     def __init__(
         self,
-        params: Any,  # as in DALS
-        lr: float = 0.05,
+        params: ParamsT,
+        lr: float | Tensor = 0.05,
         *,
         total_steps: int | None,
         momentum: float = 0.85,
+        weight_decay: float = 1e-4,
         warmup: float = 0.02,
+        schedule: str | Schedule | None = "cosine",
+        alpha: float = 0.6,
+        trust: float = 0.02,
+        trust_clip: tuple[float, float] = (0.2, 5.0),
+        thresholds: tuple[float, float] | None = (0.01, 0.002),
         filter_in_exploration: bool = False,
-        **options: Any,  # the other options of DALS
+        eps: float = 1e-8,
+        foreach: bool | None = None,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, total_steps=total_steps, momentum=momentum, warmup=warmup,
-                         filter_in_exploration=filter_in_exploration, **options)
+        super().__init__(params, lr, total_steps=total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup,
+                         schedule=schedule, alpha=alpha, trust=trust, trust_clip=trust_clip, thresholds=thresholds,
+                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable)
 
 # %% ../nbs/06_dals.ipynb #06_dals-074
 class DALSAcc(DALS):
-    "DALS that takes its time: cosine with warm restarts, more weight decay, a longer memory."
+    """DALS that takes its time: cosine with warm restarts, more weight decay, a longer memory.
+
+    The rate starts anew in ever longer cycles, so a run needs no end. Defaults are the paper's for
+    DALS-Acc.
+
+    Parameters
+    ----------
+    restart_steps : int or whole float, at least 1
+        Updates in the first cycle. It has no default: the paper's 10 epochs are ``10 *
+        len(loader)``.
+    restart_mult : float, at least 1, default 2
+        Each cycle is this many times as long as the one before.
+    total_steps : int, at least 1, or None, default None
+        Updates in the run. Only a warmup, which is a fraction of it, needs it.
+    weight_decay : float, at least 0, default 5e-4
+        L2 penalty; DALS has 1e-4.
+    warmup : float in [0, 1), default 0.0
+        Fraction of ``total_steps`` spent rising, before the first cycle; DALS has 0.05.
+    alpha : float in [0, 1), default 0.7
+        Memory of the gradient's running average in phase 1; DALS has 0.6.
+    params, lr, momentum, trust, trust_clip, thresholds, filter_in_exploration, eps, foreach, capturable
+        As in :class:`DALS`, with its defaults.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As DALS does, for ``restart_steps`` that is no count, and for a warmup without
+        ``total_steps``.
+
+    Notes
+    -----
+    It takes no ``schedule``: warm restarts are its schedule, and DALS takes any other.
+
+    References
+    ----------
+    Yao et al. 2026, "Learning Rate Engineering: From Coarse Single Parameter to Layered Evolution",
+    arXiv 2604.27295.
+
+    Examples
+    --------
+    >>> optimizer = DALSAcc(layer_groups(model), restart_steps=100)
+    >>> loss = optimizer.step(closure)
+    """
 
     def __init__(
         self,
-        params: Any,  # as in DALS
-        lr: float = 0.03,
+        params: ParamsT,
+        lr: float | Tensor = 0.03,
         *,
-        restart_steps: float,  # updates in the first cycle, a whole number
-        restart_mult: float = 2,  # each cycle is this many times as long as the one before
-        total_steps: int | None = None,  # updates in the run; needed for a warmup only
+        restart_steps: float,
+        restart_mult: float = 2,
+        total_steps: int | None = None,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        warmup: float = 0.0,  # fraction of total_steps spent rising, before the first cycle
+        warmup: float = 0.0,
         alpha: float = 0.7,
-        **options: Any,  # trust, trust_clip, thresholds, filter_in_exploration, eps, foreach
+        trust: float = 0.02,
+        trust_clip: tuple[float, float] = (0.2, 5.0),
+        thresholds: tuple[float, float] | None = (0.01, 0.002),
+        filter_in_exploration: bool = True,
+        eps: float = 1e-8,
+        foreach: bool | None = None,
+        capturable: bool = False,
     ):
         if not is_count(restart_steps):
             raise ValueError(f"restart_steps, the updates in the first cycle, must be a positive whole number, got {restart_steps}.")
         if not 0 <= warmup < 1 or warmup and total_steps is None:
             raise ValueError(f"warmup is a fraction of total_steps in [0, 1), got warmup={warmup} with total_steps={total_steps}.")
-        if "schedule" in options:
-            raise TypeError("DALSAcc has warm restarts for a schedule; DALS takes any other.")
         self.restart_steps, self.restart_mult = int(restart_steps), restart_mult
         super().__init__(params, lr, total_steps=total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup,
-                         schedule=None, alpha=alpha, **options)
+                         schedule=None, alpha=alpha, trust=trust, trust_clip=trust_clip, thresholds=thresholds,
+                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable)
 
     def _build_curve(self) -> Schedule:
         return restarts(1.0, self.restart_mult)
 
-    def factor(
-        self,
-        step: int,  # t = 1, 2, ...
-    ) -> float:  # s(t)
-        "Rise, if there is a warmup; then one cosine after the other."
+    def factor(self, step: int) -> float:
+        """Factor of the rates of an update: a rise, if there is a warmup, then one cosine after the other.
+
+        Parameters
+        ----------
+        step : int, at least 1
+            Number of the update (t), counted from 1.
+
+        Returns
+        -------
+        float
+            s(t), in [0, 1].
+        """
         rise = self.warmup * (self.total_steps or 0)
         return step / rise if step < rise else self._curve((step - rise) / self.restart_steps)

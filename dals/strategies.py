@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
@@ -20,9 +20,12 @@ from .layerwise import LARS, discriminative, layer_groups
 from .joint import SAM, Grokfast, Lion, Lookahead, stlr
 from .optimizer import DALS, DALSAcc, DALSFast
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
 # %% auto #0
-__all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Strategy', 'lookup',
-           'get_strategy', 'strategy']
+__all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'HYPERPARAMETERS', 'Plan', 'Overrides', 'Strategy',
+           'lookup', 'get_strategy', 'strategy']
 
 # %% ../nbs/07_strategies.ipynb #07_strategies-008
 @dataclass(frozen=True)
@@ -36,19 +39,115 @@ Built = tuple[Optimizer, Schedule | list[Schedule]] # one schedule for all group
 Composition = Callable[..., Built]
 
 
+class Overrides(TypedDict, total=False):
+    """Hyperparameters that a call of `build` may replace; each strategy has some of them.
+
+    Parameters
+    ----------
+    lr : float
+        Base rate; of the top layer where layers differ.
+    final_lr : float
+        AdaBound: the rate of SGD that both bounds close on.
+    eta_min : float
+        Cosine Decay SGD and SGDR: the lowest rate.
+    momentum : float in [0, 1)
+        Share of the last step that is repeated.
+    weight_decay : float, at least 0
+        L2 penalty, decoupled in AdamW and Lion.
+    warmup : float in [0, 1)
+        Fraction of the run spent rising.
+    restart_epochs : float
+        SGDR and DALS-Acc: epochs in the first cycle.
+    restart_mult : float, at least 1
+        SGDR and DALS-Acc: each cycle is this many times as long as the one before.
+    betas : tuple of two floats in [0, 1)
+        Lion: share of the memory in the step, and in the next memory.
+    gamma : float, positive
+        AdaBound: how fast the bounds close, per step.
+    trust : float
+        LARS and DALS: length of a step as a fraction of the tensor's.
+    decay : float, positive
+        Discriminative rates: factor between neighbouring layers.
+    alpha : float
+        Lookahead: how far the slow weights follow. Grokfast and DALS: memory of the average of
+        gradients.
+    k : int, at least 1
+        Lookahead: fast steps for each slow one.
+    rho : float, at least 0
+        SAM: radius of the neighbourhood.
+    lamb : float, at least 0
+        Grokfast: how many times the average is added to the gradient.
+    cut : float in (0, 1)
+        STLR: fraction of the run that the rate rises for.
+    ratio : float, at least 1
+        STLR: peak rate divided by lowest rate.
+    """
+    lr: float
+    final_lr: float
+    eta_min: float
+    momentum: float
+    weight_decay: float
+    warmup: float
+    restart_epochs: float
+    restart_mult: float
+    betas: tuple[float, float]
+    gamma: float
+    trust: float
+    decay: float
+    alpha: float
+    k: int
+    rho: float
+    lamb: float
+    cut: float
+    ratio: float
+
+
 @dataclass(frozen=True)
 class Strategy:
-    "One row of the paper's table 2"
-    name: str # as table 2 prints it
-    generation: str # "1" to "5", or "SOTA" for the paper's own combinations
-    family: str # "SGD" or "Adam": which rates it takes when a backbone asks for a multiplier
-    paper: str # where the method was proposed
-    gradients: int = 1 # gradient evaluations per step
-    needs_loss: bool = False # whether the optimizer reads the loss that the closure returns
+    """One row of the paper's table 2; `STRATEGIES[name]` has them all.
+
+    Parameters
+    ----------
+    name : str
+        As table 2 prints it.
+    generation : str
+        "1" to "5", or "SOTA" for the paper's own combinations.
+    family : str
+        "SGD" or "Adam": which rates it takes when a backbone asks for a multiplier.
+    paper : str
+        Where the method was proposed.
+    gradients : int, default 1
+        Gradient evaluations per step.
+    needs_loss : bool, default False
+        Whether the optimizer reads the loss that the closure returns.
+    """
+    name: str
+    generation: str
+    family: str
+    paper: str
+    gradients: int = 1
+    needs_loss: bool = False
 
     def settings(self, regime: str, *, protocol: str = "paper", task: str | None = None, multiplier: float = 1.0,
-                 **overrides: Any) -> dict[str, Any]:
-        "The hyperparameters that `build` would use; raises `ValueError` for an unknown regime, protocol or hyperparameter"
+                 **overrides: Unpack[Overrides]) -> dict[str, Any]:
+        """The hyperparameters that `build` would use.
+
+        Parameters
+        ----------
+        regime, protocol, task, multiplier, **overrides
+            As in `build`.
+
+        Returns
+        -------
+        dict
+            Value of each hyperparameter by name.
+
+        Raises
+        ------
+        ValueError
+            For a regime, protocol or hyperparameter that does not exist. The sentence names those
+            that do.
+        """
         table = lookup(HYPERPARAMETERS, protocol, "protocol")
         rows = lookup(table, regime, "regime")
         if protocol == "tuned" and "lr" not in overrides:
@@ -61,8 +160,53 @@ class Strategy:
         return {**values, **overrides}
 
     def build(self, model: nn.Module, *, total_steps: int, steps_per_epoch: int, regime: str, protocol: str = "paper",
-              task: str | None = None, multiplier: float = 1.0, **overrides: Any) -> tuple[Optimizer, LRScheduler]:
-        "The optimizer and the per-step scheduler of this strategy for `model`; `overrides` replace single hyperparameters as they are"
+              task: str | None = None, multiplier: float = 1.0,
+              **overrides: Unpack[Overrides]) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer of this strategy for a model, and its scheduler.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Any model. What is frozen is left out. Strategies that have a rate for each layer find
+            the layers by `layer_groups`.
+        total_steps : int, at least 1
+            Updates in the whole run.
+        steps_per_epoch : int, at least 1
+            Updates in one epoch, by which warm restarts are counted.
+        regime : "scratch" or "finetune"
+            Which of the protocol's rates to take. It has no default, since they differ by a factor
+            of ten and more.
+        protocol : str, default "paper"
+            Whose settings: "paper" is what the text says, "released" what its code did, "tuned" the
+            text's with an `lr` of yours.
+        task : str or None, default None
+            Name of one of the paper's tasks, for which a protocol may have settings of its own.
+        multiplier : float, positive, default 1.0
+            Scales every rate (`lr`, `final_lr`, `eta_min`) of the protocol, for models that the
+            paper's rates were not made for.
+        **overrides : Overrides
+            Hyperparameters in place of the protocol's, such as `lr=0.01`; `settings(regime)` shows
+            those of a strategy, `Overrides` says what each means. They are taken as they are,
+            without the multiplier. The switches of other protocols come in a dict.
+
+        Returns
+        -------
+        optimizer : Optimizer
+            Hand its `step` a closure: SAM asks for a second gradient, DALS for the loss.
+        scheduler : LRScheduler
+            Call its `step` once after every update, not once after an epoch.
+
+        Raises
+        ------
+        ValueError
+            For a count that is none, and for a regime, protocol or hyperparameter that does not
+            exist.
+
+        Examples
+        --------
+        >>> plan = dict(total_steps=1000, steps_per_epoch=100)
+        >>> optimizer, scheduler = STRATEGIES["SAM"].build(model, regime="scratch", rho=0.1, **plan)
+        """
         if not is_count(total_steps) or not is_count(steps_per_epoch):
             raise ValueError("A run needs at least one step, and a whole number of them, in all and in an epoch: "
                              f"got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
@@ -89,17 +233,43 @@ def lookup(
     raise ValueError(f"There is no {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
-def get_strategy(
-    name: str, # as table 2 prints it
-) -> Strategy: # raises `ValueError` with the known names for any other
-    "The strategy of that name"
+def get_strategy(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Parameters
+    ----------
+    name : str
+        As table 2 prints it.
+
+    Returns
+    -------
+    Strategy
+        As in `STRATEGIES`.
+
+    Raises
+    ------
+    ValueError
+        For any other name. The sentence says which there are, and which was perhaps meant.
+    """
     return lookup(STRATEGIES, name, "strategy")
 
 
-def strategy(name: str, generation: str, family: str, paper: str, **facts: Any) -> Callable[[Composition], Composition]:
-    "Decorator: register a composition as the `paper` form of a new strategy"
+def strategy(name: str, generation: str, family: str, paper: str, gradients: int = 1,
+             needs_loss: bool = False) -> Callable[[Composition], Composition]:
+    """Decorator: register a composition as the `paper` form of a new strategy.
+
+    Parameters
+    ----------
+    name, generation, family, paper, gradients, needs_loss
+        As in `Strategy`.
+
+    Returns
+    -------
+    function
+        Registers the composition that it is given, and returns it.
+    """
     def register(composition: Composition) -> Composition:
-        STRATEGIES[name] = Strategy(name, generation, family, paper, **facts)
+        STRATEGIES[name] = Strategy(name, generation, family, paper, gradients, needs_loss)
         COMPOSITIONS["paper"][name] = composition
         return composition
     return register

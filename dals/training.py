@@ -377,18 +377,61 @@ def faster(
 
 
 def fit(
-    task: str | Task, # a name of `TASKS`, or a task of your own
-    strategy: str, # a name of `STRATEGIES`
+    task: str | Task,
+    strategy: str,
     *,
-    seed: int = 42, # moves initialisation, order and dropout, never the data
-    protocol: str = "paper", # whose settings; "paper" does what the text says
-    profile: str = "paper", # how much to spend: "paper", "cpu" or "smoke"
-    device: str | torch.device | None = None, # None is the CPU
-    overrides: dict[str, Any] | None = None, # hyperparameters in place of the protocol's
-    fast: bool | None = None, # take the fast path of `faster`, if the device has one for the task; None: on CUDA, not on the CPU
-    on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
-) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
-    "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
+    seed: int = 42,
+    protocol: str = "paper",
+    profile: str = "paper",
+    device: str | torch.device | None = None,
+    overrides: dict[str, Any] | None = None,
+    fast: bool | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Train one run and return its record. Writes nothing, and leaves the caller's random state as it was.
+
+    Parameters
+    ----------
+    task : str or Task
+        Name of one of the paper's tasks (`dals.tasks.TASKS`), or a task of your own, as `own_task`
+        makes it.
+    strategy : str
+        Name of one of `STRATEGIES`.
+    seed : int, default 42
+        Moves initial weights, order and dropout, never the data. 42 is the paper's.
+    protocol : str, default "paper"
+        Whose settings: "paper" does what the text says, "released" what its code did, "tuned" is
+        the text's with an `lr` of yours.
+    profile : str, default "paper"
+        How much to spend: "paper" is the whole budget, "cpu" and "smoke" are smaller ones.
+    device : str, torch.device or None, default None
+        Where to train. None is the CPU.
+    overrides : dict or None, default None
+        Hyperparameters in place of the protocol's, by name. None keeps all.
+    fast : bool or None, default None
+        Whether to take the fast path, if there is one for task and device: texts in bfloat16, other
+        tasks compiled. None is yes on CUDA and no on the CPU.
+    on_epoch : function or None, default None
+        Called with every row of the history as it is measured. None calls nothing.
+
+    Returns
+    -------
+    Run
+        The record: accuracy in percent and loss of every epoch, settings, seconds, peak memory,
+        versions.
+
+    Raises
+    ------
+    ValueError
+        For a task, strategy, protocol, profile, device or hyperparameter that does not exist.
+    Unavailable
+        Where data or backbone is missing. The sentence says how to get it.
+
+    Examples
+    --------
+    >>> run = fit("synthetic", "DALS", profile="smoke")
+    >>> accuracy = run.final_accuracy
+    """
     task = get_task(task) if isinstance(task, str) else task
     chosen, place, overrides = get_strategy(strategy), find_device(device), dict(overrides or {})
     setting, config = planned(task, chosen, protocol, profile, overrides)
