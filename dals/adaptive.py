@@ -90,7 +90,10 @@ def same_groups(
     optimizer: Optimizer,  # that is to load
     state_dict: dict[str, Any],  # what it is to load
 ) -> None:
-    """Raise ValueError unless the state has the optimizer's groups, as many and as large, and no options of another class."""
+    """Raise ValueError unless the state has the optimizer's groups, as many and as large, and no options of another class.
+
+    Before the first step its options are all that a state has, and none of those that tell may be missing.
+    """
     whole, found = {"state", "param_groups"} <= state_dict.keys(), ", ".join(map(str, state_dict)) or "nothing"
     require(whole, f'The state of an optimizer has "state" and "param_groups", this one has {found}.')
     ours, theirs = ([len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state_dict["param_groups"]))
@@ -101,6 +104,8 @@ def same_groups(
     for group in state_dict["param_groups"]:
         foreign = ", ".join(sorted(TELLING & group.keys() - optimizer.defaults.keys()))
         require(not foreign, f"This state is of another optimizer: {name} has no {foreign}.")
+        lacking = ", ".join(sorted(TELLING & optimizer.defaults.keys() - group.keys()))
+        require(not lacking or any(state_dict["state"].values()), f"This state is of another optimizer: it has no {lacking}, {name} has.")
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-084
 def same_buffers(
