@@ -19,8 +19,10 @@ import os
 import random
 import re
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -678,7 +680,8 @@ def run_notebooks(
     jobs: int = 2, # processes
     progress: Callable[[str], object] = print, # gets one line per finished notebook
 ) -> dict[str, str]: # experiment -> what went wrong
-    "Run notebooks through papermill, one process each; one that fails does not stop the others."
+    "Run notebooks through papermill, one process each, in this environment's kernel; one that fails does not stop the others."
+    from ipykernel.kernelspec import write_kernel_spec
     from dals.results import duration
     folder = out / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -694,7 +697,8 @@ def run_notebooks(
         command = [sys.executable, "-m", "papermill", str(notebooks[name]), str(output), "--kernel", "python3",
                    "--cwd", str(notebooks[name].parent), "--no-progress-bar", "--execution-timeout", str(CELL_SECONDS),
                    "--parameters_yaml", json.dumps(dict(parameters[name]))]
-        environment = {"OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1", **os.environ}
+        environment = {"OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1", **os.environ,
+                       "JUPYTER_PATH": os.pathsep.join(filter(None, (kernels, os.environ.get("JUPYTER_PATH"))))}
         for again in (True, False):
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
             children.add(child)
@@ -710,7 +714,9 @@ def run_notebooks(
 
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(jobs)
+    kernels = tempfile.mkdtemp() # whatever another environment calls python3, this is ours, and found first
     try:
+        write_kernel_spec(os.path.join(kernels, "kernels", "python3"))
         for done, future in enumerate(as_completed([pool.submit(run, name) for name in notebooks]), 1):
             name, seconds, problem = future.result()
             if problem:
@@ -723,6 +729,7 @@ def run_notebooks(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(kernels, ignore_errors=True)
     return failed
 
 
