@@ -41,6 +41,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.placement_types import _StridedShard
 
 LIMIT = 60 # seconds that both ranks may take for one piece of work; each takes a few
+START = 300 # seconds in which two processes import torch, also where other work keeps the machine busy
 
 
 # Two processes that wait for work
@@ -50,6 +51,8 @@ def serve(rank, store, pipe):
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    pipe.send("ready")
+    pipe.recv() # the other one is ready too
     dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT / 2))
     while True:
         work, arguments = pipe.recv()
@@ -79,6 +82,10 @@ def on_two_ranks(tmp_path_factory):
             process.start()
             its.close() # so that its end is seen here
             pairs.append((process, mine))
+        for _, pipe in pairs:
+            assert pipe.poll(START) and pipe.recv() == "ready"
+        for _, pipe in pairs:
+            pipe.send("go")
 
     def run(work, *arguments):
         if not pairs:
