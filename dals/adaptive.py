@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 # %% auto #0
-__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide', 'refuse_flat', 'same_groups',
-           'same_buffers', 'Strict', 'bounds', 'AdaBound']
+__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide', 'whole', 'refuse_flat',
+           'same_groups', 'same_buffers', 'Strict', 'bounds', 'AdaBound']
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-055
 def require(
@@ -69,6 +69,13 @@ def wide(
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def whole(
+    x: torch.Tensor,  # a norm, of which each process may have its own part
+) -> torch.Tensor:  # the norm of the whole tensor, on every process
+    """A number that is spread over processes (DTensor), put together; any other as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
 def refuse_flat(
     params: Iterable[torch.Tensor],  # of which norms will be taken
     name: str,  # of the class that takes them
@@ -97,7 +104,10 @@ def same_groups(
     optimizer: Optimizer,  # that is to load
     state_dict: dict[str, Any],  # what it is to load
 ) -> None:
-    """Raise ValueError unless the state has the optimizer's groups, as many and as large, and no options of another class."""
+    """Raise ValueError unless the state has the optimizer's groups, as many and as large, and no options of another class.
+
+    Before the first step its options are all that a state has, and none of those that tell may be missing.
+    """
     whole, found = {"state", "param_groups"} <= state_dict.keys(), ", ".join(map(str, state_dict)) or "nothing"
     require(whole, f'The state of an optimizer has "state" and "param_groups", this one has {found}.')
     ours, theirs = ([len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state_dict["param_groups"]))
@@ -108,6 +118,8 @@ def same_groups(
     for group in state_dict["param_groups"]:
         foreign = ", ".join(sorted(TELLING & group.keys() - optimizer.defaults.keys()))
         require(not foreign, f"This state is of another optimizer: {name} has no {foreign}.")
+        lacking = ", ".join(sorted(TELLING & optimizer.defaults.keys() - group.keys()))
+        require(not lacking or any(state_dict["state"].values()), f"This state is of another optimizer: it has no {lacking}, {name} has.")
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-084
 def same_buffers(

@@ -540,7 +540,7 @@ class Comparison:
         import matplotlib.pyplot as plt
         rows = [row for row in self.rows if row.final]
         generations = sorted({row.generation for row in rows})
-        with plt.style.context("dals.paper"):
+        with plt.style.context(["default", "dals.paper"]):
             fig = plt.figure(figsize=(max(4.0, 2.0 * len(generations) + 0.8), 5.8))
             axes = fig.subplots(2, len(generations), sharex=True, sharey="row", squeeze=False)
             for column, generation in enumerate(generations):
@@ -580,7 +580,7 @@ class Comparison:
         rows = [row for row in self.rows if row.final]
         base = next((row.seconds for row in rows if row.strategy == BASELINE), None)
         unit = base or 1.0
-        with plt.style.context("dals.paper"):
+        with plt.style.context(["default", "dals.paper"]):
             fig = plt.figure(figsize=(7.2, 1.3 + 0.24 * len(rows)))
             left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
             ink = _colour("0")
@@ -625,7 +625,7 @@ class Comparison:
         what = {"curves": f"Test accuracy and training loss over epochs on task {self.task}, a column for each generation.",
                 "cost": f"Accuracy after the last epoch and time per run on task {self.task}; best first: {names}."}
         drawn = {"curves": self.curves(), "cost": self.cost()} if any(row.final for row in self.rows) else {}
-        with plt.style.context("dals.paper"):
+        with plt.style.context(["default", "dals.paper"]):
             return [page, *(save_figure(fig, f"{self.task}_{name}", out, what[name]).with_suffix(".png") for name, fig in drawn.items())]
 
 # %% ../nbs/21_benchmark.ipynb #21_benchmark-030

@@ -19,11 +19,11 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_hooks
 from torch.optim.optimizer import ParamsT
 
-from .adaptive import Loss, Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, wide
+from .adaptive import Loss, Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, whole, wide
 from .schedule import Schedule
 
 # %% auto #0
-__all__ = ['stlr', 'Lion', 'without_global_hooks', 'parted', 'one_gradient', 'Wrapper', 'Lookahead', 'whole', 'SAM', 'Grokfast']
+__all__ = ['stlr', 'Lion', 'without_global_hooks', 'parted', 'one_gradient', 'Wrapper', 'Lookahead', 'SAM', 'Grokfast']
 
 # %% ../nbs/05_joint.ipynb #05_joint-010
 def stlr(cut: float = 0.1, ratio: float = 32) -> Schedule:
@@ -363,13 +363,6 @@ class Lookahead(Wrapper):
         return loss
 
 # %% ../nbs/05_joint.ipynb #05_joint-054
-def whole(
-    x: torch.Tensor,  # a norm, of which each process may have its own part
-) -> torch.Tensor:  # the norm of the whole tensor, on every process
-    """A number that is spread over processes (DTensor), put together; any other as it is."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
 class SAM(Wrapper):
     """A wrapper: step with the gradient of the steepest point nearby, towards minima whose whole neighbourhood is low.
 

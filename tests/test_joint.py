@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer, RAdam, lr_scheduler
 
 from dals.adaptive import AdaBound
 from dals.joint import SAM, Grokfast, Lion, Lookahead, stlr
+from torches import flattens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 BASES = {
@@ -357,6 +358,10 @@ def test_torchs_checkpoint_functions_carry_the_base(base, wrap, flat):
     optimizers = [WRAPS[wrap](BASES[base](groups(model))) for model in models]
     train(models[0], optimizers[0], 0, 5)
     models[1].load_state_dict(models[0].state_dict())
+    if flat and not flattens():  # at saving, where nothing is lost yet
+        with pytest.raises(NotImplementedError, match="Flattening optimizer state_dict only supports"):
+            get_optimizer_state_dict(models[0], optimizers[0], options=options)
+        return
     state = copy.deepcopy(get_optimizer_state_dict(models[0], optimizers[0], options=options))
     set_optimizer_state_dict(models[1], optimizers[1], state, options=options)
     assert torch.equal(*(train(model, optimizer, 5, 11) for model, optimizer in zip(models, optimizers, strict=True)))

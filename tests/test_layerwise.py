@@ -30,7 +30,9 @@ TEXT = dict(**TINY, vocab_size=50, max_position_embeddings=20, **ENDS)
 
 def hf(kind, config, **options):
     transformers = pytest.importorskip("transformers")
-    return getattr(transformers, kind)(getattr(transformers, config)(**options))
+    if not hasattr(transformers, kind): pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    with torch.device("cpu"):  # they are small, and older releases read numbers off a tensor while they build one
+        return getattr(transformers, kind)(getattr(transformers, config)(**options))
 
 
 def clip(kind="CLIP", **extra):

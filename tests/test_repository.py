@@ -123,14 +123,54 @@ def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
     assert out.splitlines() == [str(site / "dals" / "__init__.py"), "18"]
 
 
-def test_constraints_hold_a_version_of_everything_that_the_package_asks_for_and_none_below_its_bound():
+def asked_and_pinned(name, *extras):
+    "What pyproject.toml asks for, in all extras or in these, and the versions of a constraints file."
     from packaging.requirements import Requirement
     tomllib = pytest.importorskip("tomllib", reason="the standard library reads TOML from Python 3.11 on")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [Requirement(line) for group in (project["dependencies"], *project["optional-dependencies"].values()) for line in group]
-    pinned = {requirement.name.lower().replace("_", "-"): requirement for line in (ROOT / "constraints.txt").read_text().splitlines()
-              if not line.startswith("#") for requirement in [Requirement(line)]}
-    for requirement in asked:
-        if requirement.name != project["name"]:
-            (version,) = pinned[requirement.name.lower().replace("_", "-")].specifier
-            assert version.operator == "==" and version.version in requirement.specifier, f"{requirement} against {version}"
+    optional = project["optional-dependencies"]
+    groups = [project["dependencies"], *(optional[extra] for extra in extras or optional)]
+    asked = [requirement for group in groups for requirement in map(Requirement, group) if requirement.name != project["name"]]
+    pinned = {}
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (version,) = requirement.specifier
+            assert version.operator == "==", line
+            pinned[requirement.name.lower().replace("_", "-")] = version.version
+    return [(requirement, pinned[requirement.name.lower().replace("_", "-")]) for requirement in asked]
+
+
+def test_constraints_hold_a_version_of_everything_that_the_package_asks_for_and_none_below_its_bound():
+    for requirement, version in asked_and_pinned("constraints.txt"):
+        assert version in requirement.specifier, f"{requirement} against {version}"
+
+
+def test_the_lowest_constraints_are_the_bounds_of_all_that_users_install():
+    "A bound of 2.9 is promised by its first release, 2.9.0."
+    found = asked_and_pinned("constraints-lowest.txt", "text", "offline", "vision", "report", "cluster", "bench", "test")
+    assert len({requirement.name for requirement, _ in found}) > 15
+    for requirement, version in found:
+        (bound,) = requirement.specifier
+        parts = bound.version.split(".")
+        assert bound.operator == ">=" and version.split(".") == parts + ["0"] * (len(version.split(".")) - len(parts)), \
+            f"{requirement} against {version}"
+
+
+def workflows():
+    return {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def test_workflows_test_both_ends_and_may_write_nothing_else_than_the_pages():
+    texts = workflows()
+    assert "-c ${{ matrix.constraints }} " in texts["test.yml"]
+    for name in ("constraints.txt", "constraints-lowest.txt"):
+        assert f"constraints: {name}," in texts["test.yml"] and (ROOT / name).exists()
+    files = re.findall(r"tests/test_\w+\.py", texts["test.yml"])
+    assert len(files) > 5 and all((ROOT / name).exists() for name in files)
+    for name, text in texts.items():
+        assert re.findall(r"[\w-]+: write", text) == (["pages: write", "id-token: write"] if name == "docs.yml" else []), name
+        assert re.search(r"^permissions: \{", text, re.M), name
+        for action in re.findall(r"uses: (.*)", text):
+            pages = name == "docs.yml" and re.fullmatch(r"(actions/(upload-pages-artifact|deploy-pages)|quarto-dev/.*)@v\d+", action)
+            assert pages or re.fullmatch(r"[\w-]+/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
