@@ -219,7 +219,8 @@ def test_kill_9_in_the_middle_and_again(root, capsys):
     assert main(["decide", *words]) == 0
     out = capsys.readouterr().out
     assert f"{count} runs to do for" in out and 0 < count < 80 and len(before) + count == len(records(root))
-    assert {path: records(root)[path] for path in before} == before and all(json.loads(Path(path).read_text()) for path in before)
+    assert {path: records(root)[path] for path in before} == before
+    assert all(json.loads(Path(path).read_text(encoding="utf-8")) for path in before)
     found = rulings(Store().runs(variant="*"), "smoke") # the verdicts that it prints are those of the records
     said = out.splitlines()[out.splitlines().index("part  before  now") + 1:]
     assert [line.split()[0] for line in said] and all(f"  {standing(found[line.split()[0]]).verdict}, a rehearsal" in line for line in said)

@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer, RAdam, lr_scheduler
 from dals.adaptive import AdaBound
 from dals.joint import SAM, Grokfast, Lion, Lookahead, stlr
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 BASES = {
     "SGD": lambda groups: SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01),
     "AdamW": lambda groups: AdamW(groups, lr=0.02),

@@ -232,7 +232,7 @@ def refused(capsys, words: list[str]) -> str:
 
 @pytest.mark.parametrize("what, sentence", [("a link", "_results is a link that leads nowhere"), ("a file", "_results is no folder")])
 def test_where_the_local_store_is_no_folder_training_says_so_and_starts_nothing(root, capsys, monkeypatch, what, sentence):
-    (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("")
+    (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("", encoding="utf-8")
     monkeypatch.setattr(results, "ProcessPoolExecutor", None) # nothing may be started
     assert sentence in refused(capsys, TRAIN)
     assert main(STATUS) == 0

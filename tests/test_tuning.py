@@ -152,7 +152,7 @@ def test_every_run_of_a_search_is_run_where_and_how_it_was_asked(store, template
 
 
 def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
-    (tmp_path / "settings.ini").write_text("")
+    (tmp_path / "settings.ini").write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--task", "synthetic", "--strategy", "DALS", "--protocol", "tuned", "--profile", "smoke", "--seeds", "3"]) == 2
     assert "DALS has not been tuned on synthetic (smoke): run `dals tune --task synthetic --profile smoke`" in capsys.readouterr().err
@@ -251,7 +251,7 @@ def test_of_a_test_accuracy_only_the_last_epoch_is_read_and_seed_42_counts_nowhe
         parameters = {"profile": "smoke", "published": str(store.published), "local": str(store.local), "out": str(out)}
         papermill.execute_notebook(ROOT / "nbs/experiments/tuned.ipynb", tmp_path / "tuned.ipynb", parameters,
                                    cwd=str(ROOT / "nbs/experiments"), progress_bar=False, kernel_name="python3")
-        tables.append({path.name: path.read_text() for path in sorted(out.glob("*.csv"))})
+        tables.append({path.name: path.read_text(encoding="utf-8") for path in sorted(out.glob("*.csv"))})
         assert {path.name for path in out.glob("*.png")} == {f"tuned_{name}.png" for name in ("sensitivity", "ranks", "profile")}
     assert tables[0] == tables[1] and set(tables[0]) == {"tuned_table2.csv", "tuned_time.csv", "tuned_duel.csv"}
     assert len(tables[0]["tuned_table2.csv"].splitlines()) == 19
