@@ -193,7 +193,7 @@ def peak_memory(
         return torch.cuda.max_memory_allocated(place) >> 20
     try:
         if start:
-            Path("/proc/self/clear_refs").write_text("5") # Linux: the peak is now what is held now
+            Path("/proc/self/clear_refs").write_text("5", encoding='utf-8') # Linux: the peak is now what is held now
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) >> 10
     except (OSError, StopIteration):
@@ -385,7 +385,7 @@ def fit(
     profile: str = "paper", # how much to spend: "paper", "cpu" or "smoke"
     device: str | torch.device | None = None, # None is the CPU
     overrides: dict[str, Any] | None = None, # hyperparameters in place of the protocol's
-    fast: bool | None = None, # take the fast path of `faster`, if the device has one for the task; None: on CUDA, not on the CPU
+    fast: bool | None = None, # take the fast path of `faster`, if the device has one for the task; None: as the budget says, see `Budget`
     on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
 ) -> Run: # raises `ValueError` for what does not exist, `Unavailable` where data or backbone is missing
     "Train one run and return its record; writes nothing, and leaves the caller's random state as it was"
@@ -402,6 +402,7 @@ def fit(
         model = task.model().to(place).train()
         train, test = data.train.to(place), data.test.to(place)
         texts = train.lengths is not None
+        fast = task.budget(profile).fast if fast is None else fast
         fast = (place.type == "cuda" if fast is None else fast) and (not texts or has_bfloat16(place))
         if fast:
             task = faster(task, model, texts)

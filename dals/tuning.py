@@ -156,7 +156,7 @@ def tune(
     *,
     profile: str = "paper", # which budget
     device: str | None = None, # None is the CPU
-    fast: bool | None = None, # the fast path of chapter 10; None: on CUDA, not on the CPU
+    fast: bool | None = None, # the fast path of chapter 10; None: as the budget says, else on CUDA and not on the CPU
     jobs: int = 2, # processes, one thread each
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> list[Choice]: # one for each strategy
