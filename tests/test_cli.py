@@ -21,6 +21,7 @@ import pytest
 from dals import __version__, cli, results, tasks
 from dals.cli import columns, cost, expected, main, parse_seeds, parser, plan, seeds_text
 from dals.released import VARIANTS
+from dals.report import check_parameters
 from dals.results import Store, claimed, run_one
 from dals.strategies import STRATEGIES
 from dals.training import device_name, find_device
@@ -425,6 +426,12 @@ def test_what_cannot_work_is_refused_before_anything_is_done(files, capsys, word
     assert {path.name for path in files.iterdir()} <= {"settings.ini", "__pycache__", *FILES}
 
 
+def assert_no_wait(waits: list[float]) -> None:
+    "None of many inputs took more than 30 seconds; on a machine that is busy with something else, than the same multiple of their median"
+    usual = sorted(waits)[len(waits) // 2]
+    assert max(waits) < 30 * max(1, usual), f"{max(waits):.0f} s, where half of the inputs take less than {usual:.1f}"
+
+
 def golden() -> dict:
     return json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
@@ -460,7 +467,7 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
         container, key = draw.choice(places)
         below = container[key]
         return inner(below, depth - 1) if depth and isinstance(below, (dict, list)) and below else (container, key)
-    statuses, whole = [], golden()
+    statuses, waits, whole = [], [], golden()
     for _ in range(200):
         one, sam = draw.choice(sorted(whole["runs"])), draw.choice(sorted(whole["sam"]["runs"])) # a run of each kind is enough
         document = copy.deepcopy({"problem": {**whole["problem"], "grads": whole["problem"]["grads"][:draw.choice((2, 5))]},
@@ -476,13 +483,14 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
                 container[key] = draw.choice(junk)
         text = json.dumps(document)
         Path("mutant.json").write_text(text[:draw.randrange(len(text))] if draw.random() < 0.05 else text, encoding="utf-8")
-        start, work = time.monotonic(), time.process_time()
+        start = time.monotonic()
         statuses.append(main(["replay", "mutant.json"]))
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err and "should not have happened" not in err, text[:2000]
-        assert time.process_time() - work < 15 and time.monotonic() - start < 150, text[:2000] # a machine may be busy with something else
+        waits.append(time.monotonic() - start)
         assert err.count("\n") == (statuses[-1] == 2)
     assert {0, 1, 2} == set(statuses) and min(map(statuses.count, (1, 2))) > 20
+    assert_no_wait(waits)
 
 
 def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
@@ -502,7 +510,7 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
     commands = ["reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark", "decide"]
     valid = {"train": ["--task", "synthetic", "--profile", "smoke"], "tune": ["--task", "synthetic", "--profile", "smoke"],
              "replay": ["sam_list.json"], "benchmark": ["own.py:task", "--profile", "smoke"]}
-    seen = set()
+    seen, waits = set(), []
     for number in range(150):
         command = commands[number % len(commands)]
         words = [command, *(valid.get(command, []) if draw.random() < 0.7 else [])]
@@ -511,15 +519,16 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
             words += [option, *draw.sample(names, draw.choice((0, 1, 1, 2)))]
         if command in ("train", "tune", "decide", "benchmark") and draw.random() < 0.5:
             words.append("--dry-run")
-        start, work = time.monotonic(), time.process_time()
+        start = time.monotonic()
         status = main(words)
         out, err = capsys.readouterr()
         seen.add(status)
         assert status in (0, 1, 2) and "Traceback" not in out + err, words
         assert "should not have happened" not in err, (words, err)
-        assert time.process_time() - work < 15 and time.monotonic() - start < 150, words # a machine may be busy with something else
+        waits.append(time.monotonic() - start)
         assert status != 2 or [line for line in err.splitlines() if not line.startswith("warning")][-1].startswith("dals: "), words
     assert {0, 2} <= seen
+    assert_no_wait(waits)
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_debug_shows_where(root, capsys, monkeypatch):
@@ -576,8 +585,9 @@ def test_parameters_that_would_show_an_empty_page_are_refused(root, capsys):
     for given, says in (('seeds="[0,1]"', "seeds is a list of seeds"), ("seeds=3", "3 is no list"),
                         ("seeds=[-1]", "a seed is a whole number"),
                         ("seeds=[true]", "a seed is a whole number"), ("tasks=synthetic", "'synthetic' is no list"),
-                        ('tasks=["syntetic"]', "Did you mean 'synthetic'?"), ("profile=huge", "no profile 'huge'"),
-                        ("profile=5", "no profile"),
+                        ('tasks=["syntetic"]', "Did you mean 'synthetic'?"), ("tasks=[]", "at least 1"),
+                        ("tasks=null,", "is no list"), ('tasks=["synthetic+draw-3"]', "no column for task"), ("seeds=[0,0]", "twice"),
+                        ("profile=huge", "profile is one of paper, cpu, smoke: 'huge' is none"), ("profile=5", "5 is none"),
                         ("published=nowhere", "no record in nowhere,"), ("local=settings.ini", "no record in"),
                         ("published=[1]", "the folder of a store")):
         assert main(["report", "--only", "table2", "-p", given]) == 2
@@ -585,8 +595,8 @@ def test_parameters_that_would_show_an_empty_page_are_refused(root, capsys):
         assert out == "" and err.count("\n") == 1 and says in err, err
     assert not (root / "_reproduced").exists()
     Store().put(run_one({"task": "synthetic", "strategy": "Adam", "profile": "smoke"}))
-    cli._check_parameters({"local": "_results", "seeds": [0], "tasks": ["synthetic", "synthetic+draw-3"], "profile": "smoke"})
-    cli._check_parameters({"seeds": None, "tasks": None, "cut_task": "x"})
+    check_parameters("table2", {"local": "_results", "seeds": [0], "tasks": ["synthetic", "cifar10+jpeg"], "profile": "smoke"})
+    check_parameters("table2", {"seeds": None, "tasks": None, "cut_task": "x"})
 
 
 def test_status_names_the_folders_that_it_read(root, capsys):
@@ -597,7 +607,7 @@ def test_status_names_the_folders_that_it_read(root, capsys):
 def test_own_tasks_can_be_published_by_name(files, capsys):
     words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "0", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
-    assert "published 1 records" in capsys.readouterr().out
+    assert "published 1 record into" in capsys.readouterr().out
     assert main(["publish", "--task", "synthetic+draw-3"]) == 0 # a name that there is, without records
 
 
@@ -616,8 +626,8 @@ def test_train_stops_starting_when_the_minutes_are_up_and_goes_on(root, capsys, 
     monkeypatch.setattr(results, "sweep", pool)
     assert main([*words, "--minutes", "1"]) == 0
     out = capsys.readouterr().out
-    assert "6 of 6 runs to do" in out and "none started after 1 minutes" in out
-    assert "the 1 minutes are up: 4 of 6 runs were not started; the same call, later, goes on from here" in out and len(records(root)) == 2
+    assert "6 of 6 runs to do" in out and "none started after 1 minute" in out
+    assert "the minute is up: 4 of 6 runs were not started; the same call, later, goes on from here" in out and len(records(root)) == 2
     assert main([*words, "--minutes", "30"]) == 0
     assert "4 of 6 runs to do" in capsys.readouterr().out and len(records(root)) == 6
 
