@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .published import COLUMNS, GENERATION, PAPER_SEED, TABLE2, TABLE3
-from .results import Store, binomial_se, code_notes, key_of, mixed, shown, write_new
+from .results import Store, binomial_se, code_notes, key_of, mixed, shown as told, write_new
 from .statistics import holm, rank_correlation
 from .strategies import STRATEGIES
 from .tasks import TASKS, get_task
@@ -1288,13 +1288,13 @@ def _each(words: str, check: Callable[[Any], object], least: int = 1) -> Kind:
     "A list whose parts differ."
     def every(value: Any) -> None:
         if not isinstance(value, list):
-            raise ValueError(f"{shown(value)} is no list")
+            raise ValueError(f"{told(value)} is no list")
         for one in value:
             check(one)
         if len({str(one) for one in value}) < len(value):
-            raise ValueError(f"{shown(value)} names something twice")
+            raise ValueError(f"{told(value)} names something twice")
         if len(value) < least:
-            raise ValueError(f"{shown(value)} has {len(value)} of them, and at least {least} are needed")
+            raise ValueError(f"{told(value)} has {len(value)} of them, and at least {least} are needed")
     return Kind(words, every)
 
 
@@ -1302,7 +1302,7 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[Any], Non
     "A check of a number between two ends."
     def check(value: Any) -> None:
         if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
-            raise ValueError(f"{shown(value)} is none")
+            raise ValueError(f"{told(value)} is none")
     return check
 
 
@@ -1318,13 +1318,13 @@ def _named(names: Iterable[str]) -> Callable[[Any], None]:
     "A check of a word against a few."
     def check(value: Any) -> None:
         if not isinstance(value, str) or value not in names:
-            raise ValueError(f"{shown(value)} is none")
+            raise ValueError(f"{told(value)} is none")
     return check
 
 
 def _task(value: Any) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is no name")
+        raise ValueError(f"{told(value)} is no name")
     get_task(value)
 
 
@@ -1335,7 +1335,7 @@ def _column(value: Any) -> None:
 
 def _folder(value: Any) -> None:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError(f"{shown(value)} names no folder")
+        raise ValueError(f"{told(value)} names no folder")
 
 
 def _store(where: str) -> Kind:

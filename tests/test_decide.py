@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,21 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
     assert first == 4 and out.splitlines()[-1].startswith("C8a   open    ")
     assert rulings(Store().runs(), "smoke", ["C8a"])["C8a"][0].seeds == 10 # all that the part asks for
     assert {key.strategy for key in started} == {"Fixed SGD", "Discriminative LR"} and {key.seed for key in started} == {*range(10)}
+
+
+def test_a_list_that_is_capped_says_so_and_one_is_no_plural(root, capsys, monkeypatch):
+    monkeypatch.setattr("dals.claims.LISTED", 7)
+    assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[2].startswith("1 part: 0 hold, 0 do not hold, 1 open, 0 no information. The 7 runs that can be made here")
+    (line,) = [line for line in out.splitlines() if line.startswith("  C8a on ")]
+    assert "7 runs more, listed up to " in line and "it lacks 20, and the rest is listed when these are stored" in line
+    assert "settled" not in out
+    monkeypatch.setattr("dals.claims.LISTED", 1)
+    assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "1 run more, listed up to" in out and "The 1 run that can be made here" in out
+    assert not re.search(r"\b1 (runs|parts|holds?\b(?<!1 holds)|minutes|questions|records)", out)
 
 
 def test_kill_9_in_the_middle_and_again(root, capsys):
