@@ -187,8 +187,10 @@ def expected(
     runs: Sequence["Run"], # records to learn from
     place: str | None = None, # the device in words, such as "cuda"; None: what each config asks for
 ) -> list[float | None]: # seconds of computing; None where nothing is known
-    "What each run will take, by records of its task on the same kind of device: first those of the same chip, then those of its profile."
+    """What each run will take, by records of its task on the same kind of device: first those of the same chip, then those of its profile;
+    for a task without any, by the slowest of the tasks that train the same encoder."""
     from dals.strategies import STRATEGIES
+    from dals.tasks import get_task
     from dals.training import device_name, find_device
     times: dict[str, list[tuple[Run, float]]] = {}
     for run in runs:
@@ -197,17 +199,19 @@ def expected(
         except ValueError: # of a task or profile that is no more
             continue
 
-    def rate(task: str, profile: str, strategy: str, device: str) -> float | None: # seconds per unit of work
+    def rate(task: str, profile: str, strategy: str, device: str, alone: bool = False) -> float | None: # seconds per unit of work
         found: dict[tuple[bool, bool], list[tuple[Run, float]]] = {}
         for run, second in times.get(task, ()):
             if run.strategy in STRATEGIES and run.device.partition(" ")[0] == device.partition(" ")[0]:
                 found.setdefault((run.device != device, run.profile != profile), []).append((run, second))
         if not found:
-            return None
+            encoder = None if alone else get_task(task).backbone
+            others = [rate(other, profile, strategy, device, True) for other in times if encoder and get_task(other).backbone == encoder]
+            return max((second for second in others if second is not None), default=None)
         nearest = found[min(found)]
         own = [second for run, second in nearest if run.strategy == strategy]
-        others = [second / STRATEGIES[run.strategy].gradients for run, second in nearest]
-        return sum(own) / len(own) if own else sum(others) / len(others) * STRATEGIES[strategy].gradients
+        each = [second / STRATEGIES[run.strategy].gradients for run, second in nearest]
+        return sum(own) / len(own) if own else sum(each) / len(each) * STRATEGIES[strategy].gradients
 
     known: dict[tuple[str, str, str, str], float | None] = {}
     devices: dict[str | None, str] = {}
@@ -252,7 +256,7 @@ def absentees(
     from dals.tasks import available, get_task
     tasks = list(dict.fromkeys(tasks))
     if slow := [task for task in tasks if get_task(task).draw is None]: # what is drawn needs no file
-        print(f"looking for data and models of {', '.join(slow)}", file=sys.stderr)
+        print(f"looking for data and models of {', '.join(slow)}", flush=True)
     return {task: problem for task in tasks if (problem := available(task))}
 
 

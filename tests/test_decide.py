@@ -17,7 +17,7 @@ import pytest
 
 from dals import results
 from dals.claims import OPEN, PARTS, rulings, standing
-from dals.cli import by_worth, main, prices, shared_time, total
+from dals.cli import by_worth, expected, main, prices, shared_time, total
 from dals.results import Store, duration, key_of, run_one
 from dals.tasks import TASKS, Unavailable
 
@@ -56,9 +56,9 @@ def test_every_part_has_its_line_on_a_screen_of_120_columns(capsys, monkeypatch)
     monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at data and models would take longest
     assert main(["decide"]) == 0 # the published store
     out, err = capsys.readouterr()
-    *lines, last = out.splitlines()
-    assert len(lines) == 1 + len(PARTS) and list(rows(out)) == [part.name for part in PARTS]
-    assert err.startswith("looking for data and models of ") and err.count("\n") == 1 # what may take its time is said
+    first, *lines, last = out.splitlines()
+    assert first.startswith("looking for data and models of ") and "imdb+minilm-l6" in first # which may take its time
+    assert len(lines) == 1 + len(PARTS) and list(rows(out)) == [part.name for part in PARTS] and not err
     assert all(len(line) <= 120 for line in lines) and max(map(len, lines)) >= 80 and out.isascii()
     found = rulings(Store().runs(variant="*"))
     for part in PARTS:
@@ -120,6 +120,18 @@ def test_prices_equal_a_computation_by_hand(root, record, capsys):
     assert chip.startswith("cpu") and f"The 37 runs that can be made here: {duration((92 + 150) / 2)} with --jobs 2" in out
     order = [line.split()[0] for line in out.splitlines() if ", settled after " in line]
     assert order == ["C8a", "C2d"] # a part in 46 seconds before a part in 75
+
+
+def test_a_task_without_records_costs_what_the_slowest_task_with_its_encoder_does(record):
+    def run(task, seconds, **changes):
+        return replace(record, task=task, profile="cpu", seconds=seconds, **changes)
+    config = {"task": "imdb+minilm-l6", "strategy": "Fixed SGD", "protocol": "released", "profile": "cpu"}
+    runs = [run("rte+minilm-l6", 90.0), run("trec6+minilm-l6", 90.0), run("synthetic", 1e6), run("cifar10+jpeg", 1e6)]
+    slowest = 90 / ((1245 + 277 / 3) * 128) # of RTE; TREC-6 sees three epochs of 1,600 questions in that time
+    assert expected([config], runs) == pytest.approx([slowest * (4000 + 500 / 3) * 64])
+    assert expected([{**config, "strategy": "SAM"}], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
+    assert expected([config], [*runs, run("imdb+minilm-l6", 60.0)]) == [60.0]
+    assert expected([config], runs[2:]) == [None] and expected([{**config, "task": "imdb"}], runs) == [None]
 
 
 def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
@@ -210,7 +222,7 @@ def test_a_list_that_is_capped_says_so_and_one_is_no_plural(root, capsys, monkey
     monkeypatch.setattr("dals.claims.LISTED", 7)
     assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[2].startswith("1 part: 0 hold, 0 do not hold, 1 open, 0 no information. The 7 runs that can be made here")
+    assert out.splitlines()[3].startswith("1 part: 0 hold, 0 do not hold, 1 open, 0 no information. The 7 runs that can be made here")
     (line,) = [line for line in out.splitlines() if line.startswith("  C8a on ")]
     assert "7 runs more, listed up to " in line and "it lacks 20, and the rest is listed when these are stored" in line
     assert "settled" not in out
