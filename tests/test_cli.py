@@ -25,6 +25,7 @@ from dals.report import check_parameters
 from dals.results import Store, claimed, run_one
 from dals.strategies import STRATEGIES
 from dals.training import device_name, find_device
+from records import assert_no_wait
 
 DALS = [sys.executable, "-m", "dals.cli"]
 
@@ -424,12 +425,6 @@ def test_what_cannot_work_is_refused_before_anything_is_done(files, capsys, word
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("dals: ") and err.count("\n") == 1 and says in err
     assert {path.name for path in files.iterdir()} <= {"settings.ini", "__pycache__", *FILES}
-
-
-def assert_no_wait(waits: list[float]) -> None:
-    "None of many inputs took more than 30 seconds; on a machine that is busy with something else, than the same multiple of their median"
-    usual = sorted(waits)[len(waits) // 2]
-    assert max(waits) < 30 * max(1, usual), f"{max(waits):.0f} s, where half of the inputs take less than {usual:.1f}"
 
 
 def golden() -> dict:
