@@ -432,7 +432,7 @@ def main() -> None:
     kept = args.out.with_suffix(".jsonl")
     if args.again:
         kept.unlink(missing_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
     done = {(row["library"], row["model"]) for row in rows}
     types = list({case[1]: case for case in transformers_cases()}.values()) # several types may share a class
     random.Random(0).shuffle(types) # so that those measured say something about the others
@@ -452,9 +452,9 @@ def main() -> None:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         rows.append(row)
-        with kept.open("a") as file:
+        with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    args.out.write_text(page(rows, cases))
+    args.out.write_text(page(rows, cases), encoding="utf-8")
 
 
 if __name__ == "__main__":

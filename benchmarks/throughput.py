@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(page)
     whole = len(options.only) == len(GROUPS) and not options.smoke
     if out := options.out or (Path(__file__).with_suffix(".md") if whole else None):
-        out.write_text(page)
+        out.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

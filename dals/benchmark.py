@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .results import Conflict, Key, Store, Summary, binomial_se, duration, missing, run_one, summary, sweep
+from .results import Conflict, Key, Store, Summary, binomial_se, duration, missing, run_one, summary, sweep, write_new
 from .strategies import STRATEGIES, get_strategy, lookup
 from .tasks import TASKS, Budget, Data, Split, Task, Unavailable, fingerprint
 from .training import Run, find_device, planned, seed_everything
@@ -525,10 +525,12 @@ class Comparison:
     __repr__ = __str__
 
     def markdown(self) -> str:
-        "The table and its sentences as Markdown"
+        "The table and its sentences as Markdown, without HTML"
+        from dals.report import no_html
         heads, rows = self.cells()
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *rows]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in self.notes()), ""])
+        return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in self.notes()), ""]))
 
     def _repr_html_(self) -> str:
         from dals.report import simple_table, styled
@@ -616,11 +618,10 @@ class Comparison:
     ) -> list[Path]: # the files: Markdown, and both pictures as PNG
         "Write table, curves and cost as files; the pictures with SVG and alt text beside them, as chapter 13 saves them"
         import matplotlib.pyplot as plt
-        from dals.report import save_figure
+        from dals.report import no_html, save_figure
         page = Path(out) / f"{self.task}.md"
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(f"# {self.task}\n\n{self.markdown()}\n![curves]({self.task}_curves.png)\n\n![cost]({self.task}_cost.png)\n",
-                        encoding="utf-8")
+        text = f"# {self.task}\n\n{self.markdown()}\n![curves]({self.task}_curves.png)\n\n![cost]({self.task}_cost.png)\n"
+        write_new(page, no_html(text), replace=True)
         names = ", ".join(row.strategy for row in self.rows)
         what = {"curves": f"Test accuracy and training loss over epochs on task {self.task}, a column for each generation.",
                 "cost": f"Accuracy after the last epoch and time per run on task {self.task}; best first: {names}."}

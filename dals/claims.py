@@ -25,9 +25,9 @@ from math import comb, exp, log
 from statistics import fmean, median, stdev, variance
 from typing import Any, NamedTuple
 
-from .published import CLAIMS, COLUMNS, TABLE2, TABLE3
+from .published import CLAIMS, COLUMNS, PAPER_SEED, TABLE2, TABLE3
 from .released import VARIANTS
-from .report import PAPER_SEED, budget_note, kinds, scrolling
+from .report import budget_note, kinds, scrolling
 from .results import binomial_se
 from .statistics import holm, paired
 from .strategies import STRATEGIES

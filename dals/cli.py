@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SEEDS_AT_ONCE', 'MANY', 'DASK_SCHEDULER', 'WIDTH', 'CELL_SECONDS', 'FIRST_LOSS', 'BEST_POINTS', 'MOST_JOBS',
            'Refused', 'known', 'parse_seeds', 'seeds_text', 'parse_parameters', 'plan', 'work', 'expected', 'cost',
-           'cost_text', 'plan_text', 'engine', 'train', 'columns', 'status', 'publish', 'shared_time', 'prices',
-           'by_worth', 'total', 'nearest', 'lacks', 'screen', 'decide', 'declared', 'run_notebooks', 'report',
-           'reproduce', 'compare', 'verify', 'replay', 'tune', 'benchmark', 'parser', 'main']
+           'cost_text', 'absentees', 'plan_text', 'engine', 'train', 'columns', 'status', 'publish', 'shared_time',
+           'prices', 'by_worth', 'total', 'nearest', 'lacks', 'screen', 'counted', 'Agenda', 'agenda', 'decide',
+           'declared', 'run_notebooks', 'report', 'reproduce', 'compare', 'verify', 'replay', 'tune', 'benchmark',
+           'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #14_cli-002
 import argparse
@@ -30,7 +31,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -140,7 +141,7 @@ def plan(
     profile: str = "paper", # which budget
     device: str | None = None, # None for the CPU
     variants: Sequence[str] = (), # names of `VARIANTS`, or "all"; each runs the strategies that it touches
-    fast: bool | None = None, # the fast path; None: on CUDA, not on the CPU
+    fast: bool | None = None, # the fast path; None: as the budget says, else on CUDA and not on the CPU
 ) -> list[dict[str, Any]]: # raises Refused for a name that is not known
     "The configs of tasks x strategies x seeds, or of their variants."
     from dals.released import VARIANTS
@@ -189,8 +190,10 @@ def expected(
     runs: Sequence["Run"], # records to learn from
     place: str | None = None, # the device in words, such as "cuda"; None: what each config asks for
 ) -> list[float | None]: # seconds of computing; None where nothing is known
-    "What each run will take, by records of its task on the same kind of device: first those of the same chip, then those of its profile."
+    """What each run will take, by records of its task on the same kind of device: first those of the same chip, then those of its profile;
+    for a task without any, by the slowest of the tasks that train the same encoder."""
     from dals.strategies import STRATEGIES
+    from dals.tasks import get_task
     from dals.training import device_name, find_device
     times: dict[str, list[tuple[Run, float]]] = {}
     for run in runs:
@@ -199,17 +202,19 @@ def expected(
         except ValueError: # of a task or profile that is no more
             continue
 
-    def rate(task: str, profile: str, strategy: str, device: str) -> float | None: # seconds per unit of work
+    def rate(task: str, profile: str, strategy: str, device: str, alone: bool = False) -> float | None: # seconds per unit of work
         found: dict[tuple[bool, bool], list[tuple[Run, float]]] = {}
         for run, second in times.get(task, ()):
             if run.strategy in STRATEGIES and run.device.partition(" ")[0] == device.partition(" ")[0]:
                 found.setdefault((run.device != device, run.profile != profile), []).append((run, second))
         if not found:
-            return None
+            encoder = None if alone else get_task(task).backbone
+            others = [rate(other, profile, strategy, device, True) for other in times if encoder and get_task(other).backbone == encoder]
+            return max((second for second in others if second is not None), default=None)
         nearest = found[min(found)]
         own = [second for run, second in nearest if run.strategy == strategy]
-        others = [second / STRATEGIES[run.strategy].gradients for run, second in nearest]
-        return sum(own) / len(own) if own else sum(others) / len(others) * STRATEGIES[strategy].gradients
+        each = [second / STRATEGIES[run.strategy].gradients for run, second in nearest]
+        return sum(own) / len(own) if own else sum(each) / len(each) * STRATEGIES[strategy].gradients
 
     known: dict[tuple[str, str, str, str], float | None] = {}
     devices: dict[str | None, str] = {}
@@ -247,12 +252,21 @@ def cost_text(
     return f"for about {duration(seconds / jobs)}" + (f", and {unknown} for an unknown time" if unknown else "")
 
 
+def absentees(
+    tasks: Iterable[str], # names
+) -> dict[str, str]: # task that cannot be run here -> the reason
+    "Look whether data and models are here, and say so where that takes its time."
+    from dals.tasks import available, get_task
+    tasks = list(dict.fromkeys(tasks))
+    if slow := [task for task in tasks if get_task(task).draw is None]: # what is drawn needs no file
+        print(f"looking for data and models of {', '.join(slow)}", flush=True)
+    return {task: problem for task in tasks if (problem := available(task))}
+
+
 def _check_data(configs: Iterable[Mapping[str, Any]]) -> None:
     "Refuses tasks whose data or backbone is not there."
-    from dals.tasks import available
-    for task in dict.fromkeys(config["task"] for config in configs):
-        if problem := available(task):
-            raise Refused(problem)
+    for problem in absentees(config["task"] for config in configs).values():
+        raise Refused(problem)
 
 
 def _missing(
@@ -333,11 +347,11 @@ def train(args: argparse.Namespace) -> int:
     configs = plan(args.task, args.strategy, parse_seeds(args.seeds), args.protocol, args.profile, args.device, args.variant, args.fast)
     todo = _missing(configs, store, again=args.again)
     runs = store.runs(variant="*")
-    limit = "" if args.minutes is None else f", none started after {args.minutes:g} minutes"
+    limit = "" if args.minutes is None else f", none started after {_minutes(args.minutes)}"
     one = args.engine == "dask" # how many share the work is the cluster's business
     price = "by one worker " * one + cost_text(todo, runs, 1 if one else args.jobs)
-    print(f"{len(todo)} of {len(configs)} runs to do, {price}{limit}" if todo
-          else f"nothing to do: all {len(configs)} runs are in the store")
+    print(f"{len(todo)} of {counted(len(configs), 'run')} to do, {price}{limit}" if todo
+          else f"nothing to do: {'the run is' if len(configs) == 1 else f'all {len(configs)} runs are'} in the store")
     for note in code_notes(runs, configs):
         print(f"note: {note}")
     if args.dry_run:
@@ -418,7 +432,7 @@ def status(args: argparse.Namespace) -> int:
         todo = [config for config in configs if config["task"] == task and config["strategy"] not in full
                 and (config["strategy"], config["seed"]) not in done]
         local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
-        print(f"{task}: {len(full)} of {len(STRATEGIES)} cells complete, {len(done)} runs, {local} of them local"
+        print(f"{task}: {len(full)} of {len(STRATEGIES)} cells complete, {counted(len(done), 'run')}, {local} of them local"
               + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
               + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
     for key, where in running.items():
@@ -455,8 +469,8 @@ def publish(args: argparse.Namespace) -> int:
             _named(name, what, store)
     moved = store.publish(args.task, args.profile, args.protocol, args.strategy)
     left = len(store.runs(args.task, args.profile, args.protocol, args.strategy, "*", where="local"))
-    print(f"published {len(moved)} records into {os.path.relpath(store.published)}"
-          + (f"; {left} stay local, their twins were published before" if left else ""))
+    print(f"published {counted(len(moved), 'record')} into {os.path.relpath(store.published)}"
+          + (f"; {left} stay{'s' * (left == 1)} local, published before" if left else ""))
     return 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-016c
@@ -583,11 +597,77 @@ def _grade(ruling: "Ruling") -> str:
     return ruling.grade.replace(" budget", "").replace("the paper's own", "paper's")
 
 
+def counted(
+    count: int, # how many
+    what: str, # one of them, such as "run"
+) -> str:
+    "A number with its word: 1 run, 2 runs."
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+_PLURAL = {"holds": "hold", "does not hold": "do not hold", "open": "open", "no information": "no information"}
+
+
+@dataclass
+class Agenda:
+    "What open questions lack, and in which order it is run."
+    order: list[tuple[tuple[str, Any], list["Key"]]] # part and ground -> runs that those before it left over, best first
+    todo: list[dict[str, Any]] # the configs of all of them, in that order
+    here: Mapping["Key", float | None] # seconds of each run
+    absent: dict[str, str] # task that cannot be run here -> the reason
+    barred: dict[str, list[str]] # such a task -> the parts that ask for it
+    capped: dict[tuple[str, Any], int] # part and ground -> how many runs it lacks in all, where not all of them are listed
+
+    def lines(self, minutes: float | None) -> Iterator[str]:
+        "The agenda in words."
+        from dals.results import key_of
+        parts = len({name for (name, _), _ in self.order})
+        yield (f"{counted(len(self.todo), 'run')} to do for {counted(len(self.order), 'open question')} of {counted(parts, 'part')}"
+               + (f", {total(self.here[key_of(config)] for config in self.todo)}" if self.todo else "")
+               + (f", none started after {_minutes(minutes)}" if self.todo and minutes else ""))
+        spent: list[float | None] = []
+        told: set[str] = set()
+        for (name, ground), keys in self.order:
+            if name in told: # what follows for the same part weighs more or less, but does not open it again
+                continue
+            told.add(name)
+            spent += [self.here[key] for key in keys]
+            settled = f"settled after {total(spent) or 'no time'}"
+            if every := self.capped.get((name, ground)):
+                settled = f"listed up to {total(spent) or 'no time'}; it lacks {every}, and the rest is listed when these are stored"
+            yield f"  {name} on {'/'.join(ground)}: " + (f"{counted(len(keys), 'run')} more" if keys else "the same runs") + f", {settled}"
+        if len(spent) < len(self.todo):
+            yield f"  then {counted(len(self.todo) - len(spent), 'run')} for the other grounds of the same parts"
+        for task, parts_of in self.barred.items():
+            yield f"not here: {', '.join(parts_of)} on {task}. {self.absent[task]}"
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"
+
+
+def agenda(
+    found: Mapping[str, Sequence["Ruling"]], # part -> its rulings
+    names: Iterable[str], # the parts that are open
+    configs: Mapping["Key", dict[str, Any]], # of every run that a ruling lacks
+    here: Mapping["Key", float | None], # what each costs on this machine, in seconds
+    absent: dict[str, str], # task that cannot be run here -> the reason
+    store: "Store", # where finished runs are
+) -> Agenda:
+    "What to run for the open parts, what decides the most per second first."
+    asked = {(name, ruling.ground): (lacks(ruling), ruling.missing) for name in names for ruling in found[name] if lacks(ruling)}
+    order = by_worth({one: keys for one, (keys, _) in asked.items() if not {key.task for key in keys} & {*absent}}, here)
+    barred = {task: [*dict.fromkeys(name for (name, _), (keys, _) in asked.items() if any(key.task == task for key in keys))]
+              for task in absent}
+    return Agenda(order, _missing([configs[key] for _, keys in order for key in keys], store), here, absent,
+                  {task: parts for task, parts in barred.items() if parts},
+                  {one: missing for one, (keys, missing) in asked.items() if missing > len(keys)})
+
+
 def decide(args: argparse.Namespace) -> int:
     "Show what each part of each claim lacks, and run what decides the most per minute."
     from dals.claims import OPEN, PARTS, VERDICTS, rulings, standing
     from dals.results import Store, key_of, sweep
-    from dals.tasks import available
     from dals.training import device_name, find_device
     names = {part.name: part.claim for part in PARTS}
     asked = {known(word, [*dict.fromkeys(names.values()), *names], "claim or part of a claim") for word in args.claim}
@@ -601,54 +681,39 @@ def decide(args: argparse.Namespace) -> int:
     runs = store.runs(variant="*")
     found = rulings(runs, profile, chosen)
     configs = {key_of(config): {**config, "device": args.device, "fast": args.fast}
-               for some in found.values() for ruling in some for config in ruling.lacking}
+               for row in found.values() for ruling in row for config in ruling.lacking}
     here, gpu = (dict(zip(configs, prices([*configs.values()], runs, device, args.jobs), strict=True)) for device in (place, "cuda"))
-    absent = {task: problem for task in dict.fromkeys(key.task for key in configs) if (problem := available(task))}
-    stands = [nearest(some, here, absent) for some in found.values()]
+    absent = absentees(key.task for key in configs)
+    stands = [nearest(row, here, absent) for row in found.values()]
     if profile:
         print(f"A rehearsal: the same questions to runs of profile {profile}, which last seconds and mean nothing.")
     print(*screen(stands, here, gpu, absent), sep="\n")
     words = [ruling.verdict for ruling in stands]
     every = dict.fromkeys(key for ruling in stands for key in lacks(ruling) if key.task not in absent)
-    print(f"{len(stands)} parts: " + ", ".join(f"{words.count(verdict)} {verdict}" for verdict in VERDICTS)
-          + (f". The {len(every)} runs that can be made here: {total(here[key] for key in every)} with --jobs {args.jobs}, "
-             f"{total(gpu[key] for key in every)} on a GPU" if every else "") + ".")
+    print(f"{counted(len(stands), 'part')}: "
+          + ", ".join(f"{words.count(word)} {word if words.count(word) == 1 else _PLURAL[word]}" for word in VERDICTS)
+          + (f". {'The 1 run' if len(every) == 1 else f'The {len(every)} runs'} that can be made here: "
+             f"{total(here[key] for key in every)} with --jobs {args.jobs}, {total(gpu[key] for key in every)} on a GPU" if every else "")
+          + ".")
     if not (args.claim or args.minutes or args.dry_run):
         return 0
-
-    open_ones = {ruling.part.name for ruling in stands if ruling.verdict == OPEN}
-    questions = {(name, ruling.ground): keys for name, some in found.items() if name in open_ones
-                 for ruling in some if (keys := lacks(ruling))}
-    order = by_worth({one: keys for one, keys in questions.items() if not {key.task for key in keys} & {*absent}}, here)
-    todo = _missing([configs[key] for _, keys in order for key in keys], store)
-    print(f"{len(todo)} runs to do for {len(order)} open questions of {len({name for (name, _), _ in order})} parts"
-          + (f", {total(here[key_of(config)] for config in todo)}" if todo else "")
-          + (f", none started after {args.minutes:g} minutes" if todo and args.minutes else ""))
-    spent, told = [], set() # type: tuple[list[float | None], set[str]]
-    for (name, ground), keys in order:
-        if name not in told: # what follows for the same part weighs more or less, but does not open it again
-            spent += [here[key] for key in keys]
-            print(f"  {name} on {'/'.join(ground)}: " + (f"{len(keys)} runs more" if keys else "the same runs")
-                  + f", settled after {total(spent) or 'no time'}")
-            told.add(name)
-    if len(spent) < len(todo):
-        print(f"  then {len(todo) - len(spent)} runs for the other grounds of the same parts")
-    for task, problem in absent.items():
-        if some := dict.fromkeys(name for (name, _), keys in questions.items() if any(key.task == task for key in keys)):
-            print(f"not here: {', '.join(some)} on {task}. {problem}")
-    if not todo or args.dry_run:
+    open_ones = [ruling.part.name for ruling in stands if ruling.verdict == OPEN]
+    work = agenda(found, open_ones, configs, here, absent, store)
+    print(*work.lines(args.minutes), sep="\n")
+    if not work.todo or args.dry_run:
         return 0
     if not args.minutes:
         print("with --minutes N they are run, best first")
         return 0
     store.prepare()
-    seconds = {key_of(config): second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
-    swept = sweep(todo, store, args.jobs, expected=seconds, minutes=args.minutes)
+    seconds = {key_of(config): second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
+    swept = sweep(work.todo, store, args.jobs, expected=seconds, minutes=args.minutes)
     after = rulings(store.runs(variant="*"), profile, open_ones)
     print("part  before  now")
-    for name in dict.fromkeys(name for (name, _), _ in order):
+    for name in dict.fromkeys(name for (name, _), _ in work.order):
         now = standing(after[name])
-        print(f"{name.ljust(4)}  {OPEN.ljust(6)}  {now.verdict}, {_grade(now)}" + f", {now.missing} runs missing" * bool(now.missing))
+        print(f"{name.ljust(4)}  {OPEN.ljust(6)}  {now.verdict}, {_grade(now)}"
+              + f", {counted(now.missing, 'run')} missing" * bool(now.missing))
     return 1 if swept.failed else 0
 
 # %% ../nbs/14_cli.ipynb #14_cli-019
@@ -700,7 +765,8 @@ def run_notebooks(
         environment = {"OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1", **os.environ,
                        "JUPYTER_PATH": os.pathsep.join(filter(None, (kernels, os.environ.get("JUPYTER_PATH"))))}
         for again in (True, False):
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                                     env=environment)
             children.add(child)
             log, _ = child.communicate()
             children.discard(child)
@@ -735,11 +801,10 @@ def run_notebooks(
 
 def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, dict[str, Any]], Path]:
     "What to run, with which parameters, and where to; refuses what cannot work before anything starts."
-    from dals.report import EXPERIMENTS
+    from dals.report import EXPERIMENTS, ParameterError, check_parameters
     from dals.results import Store, project_root
     names = [known(name, EXPERIMENTS, "experiment") for name in args.only] if args.only else list(EXPERIMENTS)
     root, store, given = project_root(), Store(), parse_parameters(args.parameter)
-    _check_parameters(given)
     notebooks = {name: root / EXPERIMENTS[name].notebook for name in EXPERIMENTS if name in names}
     if not any(path.is_file() for path in notebooks.values()):
         raise Refused(f"there is no {next(iter(notebooks.values())).relative_to(root)} here: run this in a checkout of the repository")
@@ -754,6 +819,10 @@ def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, d
             raise Refused("the parameter 'out' is set by --out")
         for parameter in given if path.is_file() else ():
             known(parameter, [other for other in here if other != "out"], f"parameter of the notebook {name} called")
+        try:
+            check_parameters(name, given)
+        except ParameterError as error:
+            raise Refused(str(error)) from None
         ours = {"out": os.path.relpath(out, path.parent), "profile": args.profile,
                 "published": os.path.relpath(store.published, root), "local": os.path.relpath(store.local, root)}
         values[name] = {**{parameter: value for parameter, value in ours.items() if parameter in here}, **given}
@@ -762,37 +831,6 @@ def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, d
     except OSError as error:
         raise Refused(f"cannot write into {args.out} ({error.strerror})") from None
     return notebooks, values, out
-
-
-def _check_parameters(given: Mapping[str, Any]) -> None:
-    "Refuses values that every notebook would take for something else: nothing is shown as not run because of a misspelt word."
-    from dals.results import Store, key_of
-    from dals.tasks import get_task
-
-    def each(name: str, what: str, take: Callable[[Any], object], optional: bool = True) -> None:
-        value = given.get(name)
-        if name not in given or value is None and optional:
-            return
-        try:
-            if not isinstance(value, list):
-                raise ValueError(f"{value!r} is no list")
-            for one in value:
-                take(one)
-        except ValueError as error:
-            raise Refused(f"the parameter {name} is a list of {what}, such as {name}=[...] in JSON: {error}") from None
-    each("seeds", "seeds", lambda seed: key_of(("task", "paper", "paper", "DALS", seed)))
-    each("traces", "seeds", lambda seed: key_of(("task", "paper", "paper", "DALS", seed)))
-    each("tasks", "names of tasks", lambda task: get_task(str(task)))
-    if "profile" in given:
-        plan(["synthetic"], ["DALS"], [42], profile=str(given["profile"]))
-    for name in ("published", "local"):
-        folder = given.get(name, ".")
-        if not isinstance(folder, str):
-            raise Refused(f"the parameter {name} is the folder of a store, not {folder!r}")
-        store = Store(**{name: folder})
-        where = Path(getattr(store, name))
-        if name in given and not (where.is_dir() and store.runs(variant="*", where=name)):
-            raise Refused(f"there is no record in {os.path.relpath(where)}, which the parameter {name} names: nothing to show")
 
 
 def _can_hold_files(folder: str) -> None:
@@ -835,7 +873,7 @@ def reproduce(args: argparse.Namespace) -> int:
     failed = 0
     if any("local" in value for value in values.values()): # somebody reads records
         todo = _missing(configs, store, only_local=True)
-        print(f"training the synthetic column: {len(todo)} of {len(configs)} runs to do"
+        print(f"training the synthetic column: {len(todo)} of {counted(len(configs), 'run')} to do"
               + (f", {cost_text(todo, store.runs(), args.jobs)}" if todo else ""))
         failed = len(sweep(todo, store, args.jobs, only_local=True).failed)
     result = _render(notebooks, values, out, args.jobs)
@@ -875,15 +913,15 @@ def verify(args: argparse.Namespace) -> int:
     "Run stored records again, picked at random among those that this machine can repeat soon, and compare."
     import torch
     from dals.results import Store, duration, run_one
-    from dals.tasks import TASKS, available
+    from dals.tasks import TASKS
     if args.n < 1:
         raise Refused(f"-n is the number of records, at least 1, not {args.n}")
     plan(args.task or ["synthetic-released"], None, [42], args.protocol or "paper", args.profile or "paper")
     runs = [run for task in args.task or [None] for run in Store().runs(task, args.profile, args.protocol)]
     cheap = [run for run in runs if run.seconds <= args.within and run.device.startswith("cpu")
              and run.task.partition("+draw-")[0] in TASKS]
-    here = {task: available(task) for task in {run.task for run in cheap}}
-    cheap = [run for run in cheap if here[run.task] is None]
+    absent = absentees(run.task for run in cheap)
+    cheap = [run for run in cheap if run.task not in absent]
     if not cheap:
         raise Refused(f"none of the {len(runs)} records can be repeated here within {duration(args.within)}: "
                       "train something first, or allow more with --within")
@@ -986,7 +1024,8 @@ def parser() -> argparse.ArgumentParser:
     def place(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
         sub.add_argument("--fast", action=argparse.BooleanOptionalAction,
-                         help="bfloat16 for texts if the chip has it, a compiled model for the rest; the default on CUDA, not on the CPU")
+                         help="bfloat16 for texts if the chip has it, a compiled model for the rest; "
+                              "the default on CUDA and for IMDb's cpu cut, not else on the CPU")
 
     def limit(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--minutes", type=_positive, metavar="N",
@@ -1120,7 +1159,7 @@ def _unread() -> bool:
     except (AttributeError, OSError, ValueError): # no such call on this system, no file behind the stream
         return False
     if broken:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w", encoding='utf-8') as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return broken
 

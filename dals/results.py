@@ -6,8 +6,8 @@
 __all__ = ['SCHEMA', 'UPGRADES', 'PATIENCE', 'Key', 'complete', 'key_of', 'NewerRecord', 'to_text', 'shown', 'from_text',
            'StoreError', 'read_file', 'blocked_by', 'write_new', 'Conflict', 'differences', 'settings', 'run_name',
            'Cell', 'cell_of', 'codes', 'mixed', 'outdated', 'code_notes', 'holder', 'claimed', 'project_root', 'Store',
-           'missing', 'run_one', 'Swept', 'duration', 'unguarded', 'sweep', 'Summary', 'summary', 'prediction_interval',
-           'binomial_se']
+           'missing', 'run_one', 'Swept', 'duration', 'unguarded', 'demand_guard', 'sweep', 'Summary', 'summary',
+           'prediction_interval', 'binomial_se']
 
 # %% ../nbs/11_results.ipynb #11_results-002
 import ast
@@ -1074,6 +1074,13 @@ def unguarded() -> bool:
     return "__name__" not in names and not any(getattr(node, "attr", getattr(node, "id", "")) == "parent_process" for node in before)
 
 
+def demand_guard() -> None: # raises RuntimeError
+    "Refuse to start workers from an unguarded script."
+    if unguarded():
+        raise RuntimeError("a worker process imports the script that started it, and would come to this call once more: put what the "
+                           'script does below `if __name__ == "__main__":`')
+
+
 def _bar(total: int) -> Any: # a tqdm bar, or None where nobody would see one
     "One bar for a whole sweep, on a terminal, where tqdm is installed."
     if not (total and sys.stdout.isatty() and importlib.util.find_spec("tqdm")):
@@ -1169,7 +1176,8 @@ def _last_words(swept: Swept, store: Store, minutes: float | None) -> Iterator[s
                "missing then")
     if swept.late:
         total = sum(map(len, (swept.finished, swept.failed, swept.elsewhere, swept.late)))
-        yield f"the {minutes:g} minutes are up: {len(swept.late)} of {total} runs were not started; the same call, later, goes on from here"
+        up = "the minute is up" if minutes == 1 else f"the {minutes:g} minutes are up"
+        yield f"{up}: {len(swept.late)} of {total} runs were not started; the same call, later, goes on from here"
     for key, error in swept.failed.items():
         yield f"failed: {run_name(key)}\n{error}"
 
@@ -1195,9 +1203,8 @@ def sweep(
         run = _InTime(run, time.time() + 60 * minutes)
     keys = list(dict.fromkeys(map(key_of, configs := [complete(config) for config in configs])))
     todo = missing(configs, store, only_local, again)
-    if todo and executor is None and unguarded():
-        raise RuntimeError("a worker process imports the script that started it, and would come to this call once more: put what the "
-                           'script does below `if __name__ == "__main__":`')
+    if todo and executor is None:
+        demand_guard()
     if todo:
         store.prepare()
         store.clean()

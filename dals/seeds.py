@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .adaptive import AdaBound
 from .joint import SAM, Grokfast, Lion, Lookahead, Wrapper
 from .released import GrowingEpsRAdam, LateDecay, LateLookahead
-from .results import Store, _start_worker, duration, missing
+from .results import Conflict, NewerRecord, Store, StoreError, _start_worker, demand_guard, duration, missing
 from .strategies import get_strategy
 from .tasks import Split, Task, call, get_task
 from .training import Run, find_device, peak_memory, planned, record, seed_everything
@@ -311,13 +311,21 @@ def run_stack(
     configs: Sequence[Mapping[str, Any]], # alike in all but seed, overrides and variant
     store: Store, # where the records go
 ) -> list[Run]: # in the order of `configs`
-    "What a worker does: train one stack and store its runs"
+    "What a worker does: train one stack and store its runs; where one cannot be stored, the others are, and then it is said"
     first = configs[0]
     runs = fit_seeds(first["task"], first["strategy"], [config["seed"] for config in configs], protocol=first["protocol"],
                      profile=first["profile"], device=first["device"], overrides=[config["overrides"] for config in configs])
+    lost: list[str] = []
     for run, config in zip(runs, configs, strict=True):
         run.variant = config["variant"]
-        store.put(run)
+        try:
+            store.put(run)
+        except (Conflict, NewerRecord) as error:
+            lost.append(f"{error}; {store.keep(run)}")
+        except StoreError as error: # which says where the result went
+            lost.append(str(error))
+    if lost:
+        raise StoreError("\n".join(lost))
     return runs
 
 
@@ -345,15 +353,27 @@ def sweep_together(
 ) -> int: # how many runs were trained; raises what a worker raised, after the others have ended
     "Run what is missing, a stack at a time"
     todo = stacks(missing(configs, store), at_once)
+    if todo:
+        demand_guard()
+        store.prepare()
     total, done, started = sum(map(len, todo)), 0, time.monotonic()
+    lost: list[Exception] = []
     context = multiprocessing.get_context("spawn")
     worker_end, our_end = context.Pipe(duplex=False) # ours closes with us, and the workers end
     with our_end, worker_end, ProcessPoolExecutor(jobs, context, _start_worker, (worker_end,)) as pool:
         for future in as_completed([pool.submit(run_stack, stack, store) for stack in todo]):
-            runs = future.result()
+            try:
+                runs = future.result()
+            except Exception as error: # of one stack; the others are stored as they come
+                lost.append(error)
+                if progress:
+                    progress(f"failed: {error}")
+                continue
             done += len(runs)
             left = (time.monotonic() - started) * (total - done) / done
             if progress:
                 progress(f"[{done}/{total}] {runs[0].task} {runs[0].strategy}, {len(runs)} runs, {duration(runs[0].seconds)} each"
                          + (f"; about {duration(left)} left" if done < total else ""))
+    if lost:
+        raise lost[0]
     return done

@@ -193,7 +193,7 @@ def peak_memory(
         return torch.cuda.max_memory_allocated(place) >> 20
     try:
         if start:
-            Path("/proc/self/clear_refs").write_text("5") # Linux: the peak is now what is held now
+            Path("/proc/self/clear_refs").write_text("5", encoding='utf-8') # Linux: the peak is now what is held now
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) >> 10
     except (OSError, StopIteration):
@@ -410,7 +410,8 @@ def fit(
         Hyperparameters in place of the protocol's, by name. None keeps all.
     fast : bool or None, default None
         Whether to take the fast path, if there is one for task and device: texts in bfloat16, other
-        tasks compiled. None is yes on CUDA and no on the CPU.
+        tasks compiled. None is as the budget says (`Budget`): yes on CUDA, on the CPU only where the
+        budget asks for it.
     on_epoch : function or None, default None
         Called with every row of the history as it is measured. None calls nothing.
 
@@ -445,6 +446,7 @@ def fit(
         model = task.model().to(place).train()
         train, test = data.train.to(place), data.test.to(place)
         texts = train.lengths is not None
+        fast = task.budget(profile).fast if fast is None else fast
         fast = (place.type == "cuda" if fast is None else fast) and (not texts or has_bfloat16(place))
         if fast:
             task = faster(task, model, texts)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .benchmark import first_epoch
+from .published import PAPER_SEED
 from .results import Store, missing, settings, sweep
 from .seeds import is_chain, obstacle, sweep_together
 from .strategies import RATES, STRATEGIES, get_strategy
@@ -18,9 +19,9 @@ from .tasks import get_task
 from .training import Run
 
 # %% auto #0
-__all__ = ['COARSE', 'TUNING_SEEDS', 'PAPER_SEED', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step',
-           'refined', 'score', 'scores_of', 'choice', 'run_missing', 'tune', 'tuned_configs', 'reported',
-           'gradients_to', 'performance_profile']
+__all__ = ['COARSE', 'TUNING_SEEDS', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step', 'refined',
+           'score', 'scores_of', 'choice', 'run_missing', 'tune', 'tuned_configs', 'reported', 'gradients_to',
+           'performance_profile']
 
 # %% ../nbs/22_tuning.ipynb #22_tuning-008
 COARSE = tuple(range(-8, 9, 2)) # quarters of a decade: nine multiples of the text's rate, from 0.01 to 100
@@ -156,7 +157,7 @@ def tune(
     *,
     profile: str = "paper", # which budget
     device: str | None = None, # None is the CPU
-    fast: bool | None = None, # the fast path of chapter 10; None: on CUDA, not on the CPU
+    fast: bool | None = None, # the fast path of chapter 10; None: as the budget says, else on CUDA and not on the CPU
     jobs: int = 2, # processes, one thread each
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> list[Choice]: # one for each strategy
@@ -185,9 +186,6 @@ def tuned_configs(
     found = {name: rates(task, name, choice(task, name, store, profile).step) for name in strategies}
     return [{"task": task, "strategy": name, "seed": seed, "protocol": "tuned", "profile": profile, "overrides": own}
             for name, own in found.items() for seed in seeds]
-
-
-PAPER_SEED = 42 # of the paper's single run: shown beside, counted in no comparison
 
 
 def reported(

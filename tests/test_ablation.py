@@ -221,7 +221,7 @@ def test_the_tested_question_is_what_pandas_and_scipy_make_of_the_json_files():
     def frame(task):
         rows = []
         for path in (Path(Store().published) / task / "paper/ablation/DALS").glob("*.json"):
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             h = record["config"]["hyperparameters"]
             rows.append({f: h[f] for f in FACTORS} | {"coin": h["phases"] == "coin", "lr": h["lr"], "seed": record["seed"],
                         "y": 0.0 if record["diverged"] else record["final_accuracy"]} | {"phases": h["phases"] is True})

@@ -15,7 +15,7 @@ from torch import nn
 
 from dals.adaptive import AdaBound, bounds
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
 
 def weights(values=(1.0, -2.0, 3.0), dtype=torch.float64):

@@ -53,8 +53,8 @@ def root(tmp_path, monkeypatch) -> Path:
     "A folder outside the repository, with a task in a file and what that file imports from beside it"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "my_task.py").write_text(FILE)
-    (tmp_path / "sub" / "beside.py").write_text("CLASSES = 3\n")
+    (tmp_path / "sub" / "my_task.py").write_text(FILE, encoding="utf-8")
+    (tmp_path / "sub" / "beside.py").write_text("CLASSES = 3\n", encoding="utf-8")
     return tmp_path
 
 
@@ -213,11 +213,12 @@ def test_a_task_in_a_file_trains_in_two_processes_as_it_does_here(root, capsys):
     here = benchmark(mine(), ["Fixed SGD", "DALS"], seeds=2, store=Store(local="_here"), progress=None)
     there = Store().runs("mine")
     assert {(run.strategy, run.seed): run.history for run in here.runs} == {(run.strategy, run.seed): run.history for run in there}
-    page = (root / "_page" / "mine.md").read_text()
+    page = (root / "_page" / "mine.md").read_text(encoding="utf-8")
     assert page.startswith("# mine\n\n| strategy |") and page.count("\n| ") == 4
     for name in ("curves", "cost"):
         assert (root / "_page" / f"mine_{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"(mine_{name}.png)" in page and len(json.loads((root / "_page" / f"mine_{name}.json").read_text())["alt"]) > 30
+        about = json.loads((root / "_page" / f"mine_{name}.json").read_text(encoding="utf-8"))
+        assert f"(mine_{name}.png)" in page and len(about["alt"]) > 30
 
 
 def test_an_object_that_can_be_imported_reaches_the_workers_and_another_says_it_cannot(tmp_path):
@@ -231,7 +232,7 @@ def test_a_script_gives_its_own_task_to_its_workers(root):
     script = FILE.replace("from beside import CLASSES", "CLASSES = 3") + (
         "from dals import benchmark\n"
         "if __name__ == '__main__':\n    print(benchmark(task, ['Fixed SGD', 'Lion'], seeds=1, jobs=2, progress=None))\n")
-    (root / "script.py").write_text(script)
+    (root / "script.py").write_text(script, encoding="utf-8")
     done = subprocess.run([sys.executable, "script.py"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("strategy") and len(records(root)) == 2
@@ -249,9 +250,9 @@ def test_a_script_gives_its_own_task_to_its_workers(root):
     (["sub/my_task.py:task", "--seeds", "x"], "is no seed"), (["sub/my_task.py:task", "--seeds", ""], "names no seed"),
 ])
 def test_on_the_command_line_a_fault_is_one_sentence(root, capsys, words, says):
-    (root / "sub" / "broken.py").write_text("import dals\n1 / 0\n")
-    (root / "sub" / "liar.py").write_text(FILE.replace("8, CLASSES", "8, 2"))
-    (root / "sub" / "empty.py").write_text(FILE.replace("(x[:80], y[:80])", "[]"))
+    (root / "sub" / "broken.py").write_text("import dals\n1 / 0\n", encoding="utf-8")
+    (root / "sub" / "liar.py").write_text(FILE.replace("8, CLASSES", "8, 2"), encoding="utf-8")
+    (root / "sub" / "empty.py").write_text(FILE.replace("(x[:80], y[:80])", "[]"), encoding="utf-8")
     assert main(["benchmark", *words]) == 2
     out, err = capsys.readouterr()
     assert says in err and err.startswith("dals: ") and err.count("\n") == 1 and not out and not records(root)
@@ -281,7 +282,7 @@ class Net(nn.Linear):
         return super().forward(x)
 
 def model():
-    return Net(4, 3)"""))
+    return Net(4, 3)"""), encoding="utf-8")
     assert main(["benchmark", "moody.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1"]) == 1
     out, err = capsys.readouterr()
     assert "FAILED, AssertionError: no answers today" in out
@@ -290,7 +291,8 @@ def model():
 
 def test_a_file_that_draws_other_data_each_time_is_found_out_unless_torch_draws(root, capsys):
     for name, draw in (("numpy", "torch.from_numpy(__import__('numpy').random.permutation(120))"), ("torch", "torch.randperm(120)")):
-        (root / "sub" / f"{name}_split.py").write_text(FILE.replace("trials = []", f"order = {draw}\nx, y = x[order], y[order]"))
+        text = FILE.replace("trials = []", f"order = {draw}\nx, y = x[order], y[order]")
+        (root / "sub" / f"{name}_split.py").write_text(text, encoding="utf-8")
     assert main(["benchmark", "sub/numpy_split.py:task", "--strategy", "Adam", "--seeds", "0"]) == 2
     out, err = capsys.readouterr()
     assert "makes other data each time it is run" in err and err.count("\n") == 1 and not out and not records(root)
@@ -388,7 +390,7 @@ SCRIPT = FILE.replace("from beside import CLASSES", "from dals import benchmark\
 
 
 def test_a_script_without_a_guard_is_told_so_before_a_worker_starts(root):
-    (root / "bare.py").write_text(f"{SCRIPT}\nprint(benchmark(task, ['Adam'], seeds=2, jobs=2))\n")
+    (root / "bare.py").write_text(f"{SCRIPT}\nprint(benchmark(task, ['Adam'], seeds=2, jobs=2))\n", encoding="utf-8")
     done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and "memory" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("RuntimeError: ") and 'below `if __name__ == "__main__":`' in done.stderr
@@ -404,7 +406,7 @@ def test_a_script_without_a_guard_is_told_so_before_a_worker_starts(root):
     ("answer = unguarded()\nif __name__ == '__main__':\n    pass", True),
     ("import multiprocessing\nif multiprocessing.parent_process() is None:\n    answer = unguarded()", False)])
 def test_what_counts_as_a_guard(root, program, found):
-    (root / "script.py").write_text(f"from dals.results import unguarded\n{program}\n")
+    (root / "script.py").write_text(f"from dals.results import unguarded\n{program}\n", encoding="utf-8")
     assert runpy.run_path("script.py", run_name="__main__")["answer"] is found
     exec(compile(f"from dals.results import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
     assert cell["answer"] is False # a cell of a notebook is imported by nobody
@@ -424,7 +426,7 @@ def plain(model, plan, *, lr):
 
 for regime in ("scratch", "finetune"):
     HYPERPARAMETERS["paper"][regime]["Plain"] = {"lr": 0.1}
-"""))
+"""), encoding="utf-8")
     words = ["benchmark", "plain.py:task", "--strategy", "Plain", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]
     assert main(words) == 0
     assert "Plain" in capsys.readouterr().out and len(records(root)) == 2 and (root / "page" / "mine_curves.png").is_file()
@@ -449,7 +451,7 @@ def test_a_target_is_an_accuracy(tmp_path, target):
 
 
 def test_what_leaves_the_program_is_a_fault_of_the_file(root):
-    (root / "exits.py").write_text("import sys\n\n\nsys.exit('for lunch')\n")
+    (root / "exits.py").write_text("import sys\n\n\nsys.exit('for lunch')\n", encoding="utf-8")
     with pytest.raises(ValueError, match="exits.py, line 4: SystemExit: for lunch"):
         load_task("exits.py:task")
     with pytest.raises(ValueError, match="the model function fails: SystemExit"):

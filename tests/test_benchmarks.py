@@ -29,7 +29,7 @@ def test_every_group_fills_its_rows(group, rows, tmp_path):
     out = tmp_path / "page.md"
     done = benchmark("throughput.py", "--smoke", "--only", group, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
-    page = out.read_text()
+    page = out.read_text(encoding="utf-8")
     assert page.count("times") == rows and page.count(f"--only {group}`") == rows and "not measured" not in page
     assert "These numbers mean nothing" in page
 
@@ -43,7 +43,7 @@ def test_memory_is_told_for_every_stage(tmp_path):
     out = tmp_path / "page.md"
     done = benchmark("memory.py", "--only", "synthetic", "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
-    [row] = [line for line in out.read_text().splitlines() if line.startswith("| `synthetic`")]
+    [row] = [line for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| `synthetic`")]
     read, trained, evaluated = map(float, row.split("|")[4:7])
     assert "6,400 + 1,600" in row and 0.1 < read <= trained <= evaluated < 6 # GiB; a peak never falls
 
@@ -52,7 +52,8 @@ def test_a_step_is_timed_beside_others_and_held_against_its_goals(tmp_path):
     out = tmp_path / "page.md"
     done = benchmark("step.py", "--only", "mlp", "--rounds", "2", "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines() if line.startswith("| MLP")]
+    lines = out.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| MLP")]
     assert [row[1] for row in rows] == ["1"] * (len(rows) // 2) + ["2"] * (len(rows) // 2)
     for half in (rows[:len(rows) // 2], rows[len(rows) // 2:]):
         cells = {row[2]: row[3:] for row in half}
@@ -103,7 +104,7 @@ def test_growth_measures_every_size_and_writes_numbers_and_table(tmp_path):
     done = benchmark("growth.py", "--smoke", "--out", tmp_path / "growth.json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "growth.md"]
-    found, page = json.loads((tmp_path / "growth.json").read_text()), (tmp_path / "growth.md").read_text()
+    found, page = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8")), (tmp_path / "growth.md").read_text(encoding="utf-8")
     check_growth(found, [10**4, 10**5], [2, 4], [1, 4], [1, 2], 2)
     assert "These numbers mean nothing" in page
     rows = [line for line in page.splitlines() if re.match(r"\| .*\d", line)]
@@ -111,7 +112,7 @@ def test_growth_measures_every_size_and_writes_numbers_and_table(tmp_path):
 
 
 def test_the_growth_that_is_drawn_was_measured_in_full():
-    found = json.loads((ROOT / "benchmarks" / "growth.json").read_text())
+    found = json.loads((ROOT / "benchmarks" / "growth.json").read_text(encoding="utf-8"))
     assert found["command"] == "python benchmarks/growth.py"
     check_growth(found, [10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7], [2**i for i in range(1, 9)],
                  [2**i for i in range(8)], [2**i for i in range(6)], 7)

@@ -21,9 +21,11 @@ import pytest
 from dals import __version__, cli, results, tasks
 from dals.cli import columns, cost, expected, main, parse_seeds, parser, plan, seeds_text
 from dals.released import VARIANTS
+from dals.report import check_parameters
 from dals.results import Store, claimed, run_one
 from dals.strategies import STRATEGIES
 from dals.training import device_name, find_device
+from records import assert_no_wait
 
 DALS = [sys.executable, "-m", "dals.cli"]
 
@@ -64,7 +66,7 @@ def test_kill_9_in_the_middle_and_again(root, whom):
     before = records(root)
     assert 3 <= len(before) < 100
     for path in before: # whole: it can be read, and its history has both epochs
-        assert len(json.loads(Path(path).read_text())["history"]) == 2
+        assert len(json.loads(Path(path).read_text(encoding="utf-8"))["history"]) == 2
     second = subprocess.run([*DALS, *words], capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{100 - len(before)} of 100 runs to do" in second.stdout and second.stdout.count("synthetic-released") == 100 - len(before)
@@ -129,9 +131,9 @@ def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
     assert main(["report", "--only", "table1", "figure4", "-p", "rows=[1, 2]", "--out", "_page"]) == 1
     out = capsys.readouterr().out
     assert "figure4: FAILED, ArithmeticError: the triangle" in out and "open _page/index.html" in out
-    page = (root / "_page" / "index.html").read_text()
+    page = (root / "_page" / "index.html").read_text(encoding="utf-8")
     assert "kept" in page and "ArithmeticError: the triangle" in page
-    assert "has no corner" in (root / "_page" / "notebooks" / "figure4.log").read_text()
+    assert "has no corner" in (root / "_page" / "notebooks" / "figure4.log").read_text(encoding="utf-8")
     assert sorted(path.name for path in (root / "nbs" / "experiments").iterdir()) == ["figure4_stlr.ipynb", "table1_components.ipynb"]
     experiment(root, "figure4_stlr.ipynb", "1", "out = '_out'") # mended
     assert main(["report", "--only", "figure4", "table3", "--out", "_page"]) == 1 # table3 has no notebook here
@@ -156,18 +158,18 @@ def test_a_variant_is_kept_beside_the_plain_run_and_is_another_run(root, capsys)
 
 
 def test_replay_says_how_far_and_fails_beyond_the_tolerance(root, capsys):
-    golden = json.loads((Path(__file__).parent / "golden.json").read_text())
-    Path("golden.json").write_text(json.dumps(golden))
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
+    Path("golden.json").write_text(json.dumps(golden), encoding="utf-8")
     assert main(["replay", "golden.json"]) == 0
     out = capsys.readouterr().out
     assert "28 of 28 runs within 1e-10" in out and "TOO FAR" not in out
     golden["runs"]["RAdam"]["params"]["25"]["layer1.bias"][0] *= 1 + 1e-9
     golden["runs"]["Lion"]["optimizer"] = "Lyon"
-    Path("golden.json").write_text(json.dumps(golden))
+    Path("golden.json").write_text(json.dumps(golden), encoding="utf-8")
     assert main(["replay", "golden.json"]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("TOO FAR")]
     assert [line.split()[0] for line in failed] == ["RAdam", "Lion"] and "Did you mean 'Lion'?" in failed[1]
-    Path("golden.json").write_text('{"problem": {}, "runs": {}}')
+    Path("golden.json").write_text('{"problem": {}, "runs": {}}', encoding="utf-8")
     assert main(["replay", "golden.json"]) == 1
 
 
@@ -193,7 +195,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
     asked = []
     monkeypatch.setattr("dals.results.run_one", lambda config: asked.append(config["fast"]) or record)
     for changes in ({}, {"precision": "bfloat16"}, {"compiled": True}):
-        Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}))
+        Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}), encoding="utf-8")
         assert main(["verify", "-n", "1"]) == 0
     assert asked == [False, True, True]
 
@@ -202,21 +204,21 @@ def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     words = ["train", "--task", "synthetic", "--strategy", "DALS", "AdamW", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--strategy", "DALS"]) == 0
     published = Store().path(("synthetic", "smoke", "paper", "DALS", 42), "published")
-    record = json.loads(published.read_text())
+    record = json.loads(published.read_text(encoding="utf-8"))
     assert main(["verify", "-n", "1", "--task", "synthetic", "--within", "60", "--pick", "1"]) == 0
     capsys.readouterr()
 
     record["history"][1]["train_loss"] *= 1.001 # as another machine might have it
-    published.write_text(json.dumps(record))
+    published.write_text(json.dumps(record), encoding="utf-8")
     assert main(["verify", "-n", "9"]) == 0
     assert "2 agree, 0 do not" in capsys.readouterr().out
     record["history"][0]["train_loss"] *= 1.5 # as no machine might
-    published.write_text(json.dumps(record))
+    published.write_text(json.dumps(record), encoding="utf-8")
     assert main(["verify", "-n", "9"]) == 1
     assert "TOO FAR" in capsys.readouterr().out
 
     record["config"]["hyperparameters"]["lr"] = 9.0
-    published.write_text(json.dumps(record))
+    published.write_text(json.dumps(record), encoding="utf-8")
     assert main(words) == 2
     assert "the published store holds synthetic DALS, seed 42 with other settings" in capsys.readouterr().err
     assert main(["verify", "-n", "9"]) == 1
@@ -224,17 +226,17 @@ def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
 
     local = published.parents[5] / "_results" / published.relative_to(root / "results")
     local.parent.mkdir(parents=True, exist_ok=True)
-    local.write_text(json.dumps({**record, "config": {**record["config"], "multiplier": 3.0}}))
-    texts = local.read_text(), published.read_text()
+    local.write_text(json.dumps({**record, "config": {**record["config"], "multiplier": 3.0}}), encoding="utf-8")
+    texts = local.read_bytes(), published.read_bytes()
     assert main(["publish"]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and str(local) in err and str(published) in err and (local.read_text(), published.read_text()) == texts
+    assert err.count("\n") == 1 and str(local) in err and str(published) in err and (local.read_bytes(), published.read_bytes()) == texts
 
-    published.write_text("{")
+    published.write_text("{", encoding="utf-8")
     assert main(["status", "--profile", "smoke", "--task", "synthetic"]) == 0
     out, err = capsys.readouterr()
     assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged, was set aside" in err
-    assert published.with_name("42.json.damaged").read_text() == "{"
+    assert published.with_name("42.json.damaged").read_text(encoding="utf-8") == "{"
 
 
 def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypatch):
@@ -285,7 +287,7 @@ def test_status_tells_complete_from_partial_running_failed_and_missing(root, cap
                                  ("DALS", 0, "OSError: an old story, there is a record")):
         path = store.path(key(strategy, seed)).with_suffix(".failed")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     capsys.readouterr()
     with claimed(store.claim(key("SAM", 1))), claimed(store.claim(key("AdamW", 5))), claimed(store.claim(key("Adam", 1))):
         assert main(["status", "--task", "synthetic", "--profile", "smoke"]) == 0
@@ -426,7 +428,7 @@ def test_what_cannot_work_is_refused_before_anything_is_done(files, capsys, word
 
 
 def golden() -> dict:
-    return json.loads((Path(__file__).parent / "golden.json").read_text())
+    return json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("where, value", [ # the five that were found, and others of their kind
@@ -444,7 +446,7 @@ def test_a_file_of_trajectories_with_a_part_of_another_kind_is_one_sentence(root
     for name in where[:-1]:
         part = part[name]
     part[where[-1]] = value
-    Path("case.json").write_text(json.dumps(document))
+    Path("case.json").write_text(json.dumps(document), encoding="utf-8")
     assert main(["replay", "case.json"]) == 2
     out, err = capsys.readouterr()
     name = str(where[-1] if isinstance(where[-1], str) else where[-2])
@@ -460,7 +462,7 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
         container, key = draw.choice(places)
         below = container[key]
         return inner(below, depth - 1) if depth and isinstance(below, (dict, list)) and below else (container, key)
-    statuses, whole = [], golden()
+    statuses, waits, whole = [], [], golden()
     for _ in range(200):
         one, sam = draw.choice(sorted(whole["runs"])), draw.choice(sorted(whole["sam"]["runs"])) # a run of each kind is enough
         document = copy.deepcopy({"problem": {**whole["problem"], "grads": whole["problem"]["grads"][:draw.choice((2, 5))]},
@@ -475,14 +477,15 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
             else:
                 container[key] = draw.choice(junk)
         text = json.dumps(document)
-        Path("mutant.json").write_text(text[:draw.randrange(len(text))] if draw.random() < 0.05 else text)
-        start, work = time.monotonic(), time.process_time()
+        Path("mutant.json").write_text(text[:draw.randrange(len(text))] if draw.random() < 0.05 else text, encoding="utf-8")
+        start = time.monotonic()
         statuses.append(main(["replay", "mutant.json"]))
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err and "should not have happened" not in err, text[:2000]
-        assert time.process_time() - work < 15 and time.monotonic() - start < 150, text[:2000] # a machine may be busy with something else
+        waits.append(time.monotonic() - start)
         assert err.count("\n") == (statuses[-1] == 2)
     assert {0, 1, 2} == set(statuses) and min(map(statuses.count, (1, 2))) > 20
+    assert_no_wait(waits)
 
 
 def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
@@ -502,7 +505,7 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
     commands = ["reproduce", "train", "status", "publish", "report", "verify", "replay", "tune", "benchmark", "decide"]
     valid = {"train": ["--task", "synthetic", "--profile", "smoke"], "tune": ["--task", "synthetic", "--profile", "smoke"],
              "replay": ["sam_list.json"], "benchmark": ["own.py:task", "--profile", "smoke"]}
-    seen = set()
+    seen, waits = set(), []
     for number in range(150):
         command = commands[number % len(commands)]
         words = [command, *(valid.get(command, []) if draw.random() < 0.7 else [])]
@@ -511,15 +514,16 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
             words += [option, *draw.sample(names, draw.choice((0, 1, 1, 2)))]
         if command in ("train", "tune", "decide", "benchmark") and draw.random() < 0.5:
             words.append("--dry-run")
-        start, work = time.monotonic(), time.process_time()
+        start = time.monotonic()
         status = main(words)
         out, err = capsys.readouterr()
         seen.add(status)
         assert status in (0, 1, 2) and "Traceback" not in out + err, words
         assert "should not have happened" not in err, (words, err)
-        assert time.process_time() - work < 15 and time.monotonic() - start < 150, words # a machine may be busy with something else
+        waits.append(time.monotonic() - start)
         assert status != 2 or [line for line in err.splitlines() if not line.startswith("warning")][-1].startswith("dals: "), words
     assert {0, 2} <= seen
+    assert_no_wait(waits)
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_debug_shows_where(root, capsys, monkeypatch):
@@ -576,8 +580,9 @@ def test_parameters_that_would_show_an_empty_page_are_refused(root, capsys):
     for given, says in (('seeds="[0,1]"', "seeds is a list of seeds"), ("seeds=3", "3 is no list"),
                         ("seeds=[-1]", "a seed is a whole number"),
                         ("seeds=[true]", "a seed is a whole number"), ("tasks=synthetic", "'synthetic' is no list"),
-                        ('tasks=["syntetic"]', "Did you mean 'synthetic'?"), ("profile=huge", "no profile 'huge'"),
-                        ("profile=5", "no profile"),
+                        ('tasks=["syntetic"]', "Did you mean 'synthetic'?"), ("tasks=[]", "at least 1"),
+                        ("tasks=null,", "is no list"), ('tasks=["synthetic+draw-3"]', "no column for task"), ("seeds=[0,0]", "twice"),
+                        ("profile=huge", "profile is one of paper, cpu, smoke: 'huge' is none"), ("profile=5", "5 is none"),
                         ("published=nowhere", "no record in nowhere,"), ("local=settings.ini", "no record in"),
                         ("published=[1]", "the folder of a store")):
         assert main(["report", "--only", "table2", "-p", given]) == 2
@@ -585,8 +590,8 @@ def test_parameters_that_would_show_an_empty_page_are_refused(root, capsys):
         assert out == "" and err.count("\n") == 1 and says in err, err
     assert not (root / "_reproduced").exists()
     Store().put(run_one({"task": "synthetic", "strategy": "Adam", "profile": "smoke"}))
-    cli._check_parameters({"local": "_results", "seeds": [0], "tasks": ["synthetic", "synthetic+draw-3"], "profile": "smoke"})
-    cli._check_parameters({"seeds": None, "tasks": None, "cut_task": "x"})
+    check_parameters("table2", {"local": "_results", "seeds": [0], "tasks": ["synthetic", "cifar10+jpeg"], "profile": "smoke"})
+    check_parameters("table2", {"seeds": None, "tasks": None, "cut_task": "x"})
 
 
 def test_status_names_the_folders_that_it_read(root, capsys):
@@ -597,7 +602,7 @@ def test_status_names_the_folders_that_it_read(root, capsys):
 def test_own_tasks_can_be_published_by_name(files, capsys):
     words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "0", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
-    assert "published 1 records" in capsys.readouterr().out
+    assert "published 1 record into" in capsys.readouterr().out
     assert main(["publish", "--task", "synthetic+draw-3"]) == 0 # a name that there is, without records
 
 
@@ -616,8 +621,8 @@ def test_train_stops_starting_when_the_minutes_are_up_and_goes_on(root, capsys, 
     monkeypatch.setattr(results, "sweep", pool)
     assert main([*words, "--minutes", "1"]) == 0
     out = capsys.readouterr().out
-    assert "6 of 6 runs to do" in out and "none started after 1 minutes" in out
-    assert "the 1 minutes are up: 4 of 6 runs were not started; the same call, later, goes on from here" in out and len(records(root)) == 2
+    assert "6 of 6 runs to do" in out and "none started after 1 minute" in out
+    assert "the minute is up: 4 of 6 runs were not started; the same call, later, goes on from here" in out and len(records(root)) == 2
     assert main([*words, "--minutes", "30"]) == 0
     assert "4 of 6 runs to do" in capsys.readouterr().out and len(records(root)) == 6
 

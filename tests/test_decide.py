@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from dals import results
 from dals.claims import OPEN, PARTS, rulings, standing
-from dals.cli import by_worth, main, prices, shared_time, total
+from dals.cli import by_worth, expected, main, prices, shared_time, total
 from dals.results import Store, duration, key_of, run_one
 from dals.tasks import TASKS, Unavailable
 
@@ -55,7 +56,8 @@ def test_every_part_has_its_line_on_a_screen_of_120_columns(capsys, monkeypatch)
     monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at data and models would take longest
     assert main(["decide"]) == 0 # the published store
     out, err = capsys.readouterr()
-    *lines, last = out.splitlines()
+    first, *lines, last = out.splitlines()
+    assert first.startswith("looking for data and models of ") and "imdb+minilm-l6" in first # which may take its time
     assert len(lines) == 1 + len(PARTS) and list(rows(out)) == [part.name for part in PARTS] and not err
     assert all(len(line) <= 120 for line in lines) and max(map(len, lines)) >= 80 and out.isascii()
     found = rulings(Store().runs(variant="*"))
@@ -67,7 +69,7 @@ def test_every_part_has_its_line_on_a_screen_of_120_columns(capsys, monkeypatch)
         if stands.verdict == OPEN:
             assert str(ruling_shown(found[part.name], rows(out)[part.name]).missing) in count
     words = {word: sum(standing(found[part.name]).verdict == word for part in PARTS) for word in ("holds", OPEN)}
-    assert last.startswith(f"{len(PARTS)} parts: {words['holds']} holds, ") and f"{words[OPEN]} open" in last
+    assert last.startswith(f"{len(PARTS)} parts: {words['holds']} hold, ") and f"{words[OPEN]} open" in last
 
 
 def ruling_shown(found, line):
@@ -78,7 +80,7 @@ def test_a_dry_run_of_one_minute_plans_and_runs_nothing(root, capsys):
     assert main(["decide", "C4", "--minutes", "1", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert [name for name in rows(out) if name[:2] != "C4"] == [] and len(rows(out)) == sum(part.claim == "C4" for part in PARTS)
-    assert "runs to do for" in out and "none started after 1 minutes" in out and not records(root)
+    assert "runs to do for" in out and "none started after 1 minute" in out and not records(root)
     assert [path.name for path in root.iterdir()] == ["settings.ini"]
 
 
@@ -118,6 +120,18 @@ def test_prices_equal_a_computation_by_hand(root, record, capsys):
     assert chip.startswith("cpu") and f"The 37 runs that can be made here: {duration((92 + 150) / 2)} with --jobs 2" in out
     order = [line.split()[0] for line in out.splitlines() if ", settled after " in line]
     assert order == ["C8a", "C2d"] # a part in 46 seconds before a part in 75
+
+
+def test_a_task_without_records_costs_what_the_slowest_task_with_its_encoder_does(record):
+    def run(task, seconds, **changes):
+        return replace(record, task=task, profile="cpu", seconds=seconds, **changes)
+    config = {"task": "imdb+minilm-l6", "strategy": "Fixed SGD", "protocol": "released", "profile": "cpu"}
+    runs = [run("rte+minilm-l6", 90.0), run("trec6+minilm-l6", 90.0), run("synthetic", 1e6), run("cifar10+jpeg", 1e6)]
+    slowest = 90 / ((1245 + 277 / 3) * 128) # of RTE; TREC-6 sees three epochs of 1,600 questions in that time
+    assert expected([config], runs) == pytest.approx([slowest * (4000 + 500 / 3) * 64])
+    assert expected([{**config, "strategy": "SAM"}], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
+    assert expected([config], [*runs, run("imdb+minilm-l6", 60.0)]) == [60.0]
+    assert expected([config], runs[2:]) == [None] and expected([{**config, "task": "imdb"}], runs) == [None]
 
 
 def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
@@ -204,6 +218,21 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
     assert {key.strategy for key in started} == {"Fixed SGD", "Discriminative LR"} and {key.seed for key in started} == {*range(10)}
 
 
+def test_a_list_that_is_capped_says_so_and_one_is_no_plural(root, capsys, monkeypatch):
+    monkeypatch.setattr("dals.claims.LISTED", 7)
+    assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[3].startswith("1 part: 0 hold, 0 do not hold, 1 open, 0 no information. The 7 runs that can be made here")
+    (line,) = [line for line in out.splitlines() if line.startswith("  C8a on ")]
+    assert "7 runs more, listed up to " in line and "it lacks 20, and the rest is listed when these are stored" in line
+    assert "settled" not in out
+    monkeypatch.setattr("dals.claims.LISTED", 1)
+    assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "1 run more, listed up to" in out and "The 1 run that can be made here" in out
+    assert not re.search(r"\b1 (runs|parts|holds?\b(?<!1 holds)|minutes|questions|records)", out)
+
+
 def test_kill_9_in_the_middle_and_again(root, capsys):
     words = ["C8a", "--profile", "smoke", "--minutes", "20"]
     first = subprocess.Popen([*DALS, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -219,7 +248,8 @@ def test_kill_9_in_the_middle_and_again(root, capsys):
     assert main(["decide", *words]) == 0
     out = capsys.readouterr().out
     assert f"{count} runs to do for" in out and 0 < count < 80 and len(before) + count == len(records(root))
-    assert {path: records(root)[path] for path in before} == before and all(json.loads(Path(path).read_text()) for path in before)
+    assert {path: records(root)[path] for path in before} == before
+    assert all(json.loads(Path(path).read_text(encoding="utf-8")) for path in before)
     found = rulings(Store().runs(variant="*"), "smoke") # the verdicts that it prints are those of the records
     said = out.splitlines()[out.splitlines().index("part  before  now") + 1:]
     assert [line.split()[0] for line in said] and all(f"  {standing(found[line.split()[0]]).verdict}, a rehearsal" in line for line in said)

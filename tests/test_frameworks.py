@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # workers, loggi
 
 def recipe(name):
     "The source of the one cell of the chapter that says it is this recipe"
-    cells = ["".join(cell["source"]) for cell in json.loads(CHAPTER.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = ["".join(cell["source"]) for cell in json.loads(CHAPTER.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     (source,) = [cell.removeprefix(f"# recipe: {name}\n") for cell in cells if cell.startswith(f"# recipe: {name}\n")]
     return source
 

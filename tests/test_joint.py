@@ -20,7 +20,7 @@ from dals.adaptive import AdaBound
 from dals.joint import SAM, Grokfast, Lion, Lookahead, stlr
 from torches import flattens
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 BASES = {
     "SGD": lambda groups: SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01),
     "AdamW": lambda groups: AdamW(groups, lr=0.02),

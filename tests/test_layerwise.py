@@ -853,9 +853,9 @@ def test_the_survey_measures_a_model_once_and_writes_its_page(tmp_path):
         done = subprocess.run([sys.executable, script, "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md"],
                               capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(script.parent.parent)})
         assert done.returncode == 0, done.stderr[-2000:]
-    [row] = (tmp_path / "page.jsonl").read_text().splitlines()
+    [row] = (tmp_path / "page.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(row)["example"]["raw"] == 0 < json.loads(row)["plain"]["raw"]
-    assert "| timm | coat_tiny | 52 | 5% |" in (tmp_path / "page.md").read_text()
+    assert "| timm | coat_tiny | 52 | 5% |" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 def problem():

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def folder(tmp_path):
     "The Makefile in a folder of its own, with a `dals` that writes down how it was called and an environment that is up to date"
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     tool = tmp_path / ".venv" / "bin" / "dals"
-    tool.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > called\n")
+    tool.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > called\n", encoding="utf-8")
     tool.chmod(0o755)
     (tmp_path / ".venv" / "installed").write_text(
-        f"{tmp_path} {sys.version.split()[0]} {sys.base_prefix}\n")
+        f"{tmp_path} {sys.version.split()[0]} {sys.base_prefix}\n", encoding="utf-8")
     return tmp_path
 
 
@@ -32,16 +32,16 @@ def make(folder, *arguments):
                                    '" && touch stolen "'])
 def test_seeds_reach_the_program_as_they_were_typed_and_run_nothing(folder, seeds):
     make(folder, "reproduce", f"SEEDS={seeds}")
-    assert (folder / "called").read_text().splitlines() == ["reproduce", "--seeds", seeds, "--jobs", "2"]
+    assert (folder / "called").read_text(encoding="utf-8").splitlines() == ["reproduce", "--seeds", seeds, "--jobs", "2"]
     assert not (folder / "stolen").exists()
 
 
 def test_an_environment_of_this_folder_and_python_is_kept_and_any_other_is_made_anew(folder):
     stamp = folder / ".venv" / "installed"
     assert "-m venv" not in make(folder, "-n", "reproduce")
-    good = stamp.read_text()
+    good = stamp.read_text(encoding="utf-8")
     for other in (good.replace(str(folder), "/elsewhere"), good.replace(sys.version.split()[0], "3.9.1"), ""):
-        stamp.write_text(other)
+        stamp.write_text(other, encoding="utf-8")
         assert "-m venv --clear .venv" in make(folder, "-n", "reproduce")
     stamp.unlink()
     assert "-m venv --clear .venv" in make(folder, "-n", "reproduce")

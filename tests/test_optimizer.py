@@ -18,7 +18,7 @@ import dals.optimizer
 from dals.joint import Grokfast, Lookahead
 from dals.optimizer import DALS, DALSAcc, DALSFast
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 ORDER = GOLDEN["problem"]["order"]
 
 

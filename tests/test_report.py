@@ -1,5 +1,6 @@
 "Verdicts, the choice of records, two protocols beside the paper, and a page that is whole whatever it is given."
 import csv
+import io
 import json
 import math
 import re
@@ -14,9 +15,10 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from dals.published import COLUMNS, TABLE2, TABLE3
-from dals.report import (EXPERIMENTS, LEVELS, RULE, RULE3, VERDICTS, at_chance, bound, budget_note, build_index, column_measures, kinds,
-                         pooled, save_figure, save_table, simple_table, source_text, table2, table2_about, table2_html, table2_notes,
-                         table2_rows, table2_sentences, table3, table3_about, table3_html, table3_rows, table3_sentences, verdict)
+from dals.report import (EXPERIMENTS, LEVELS, PARAMETERS, RULE, RULE3, VERDICTS, ParameterError, at_chance, bound, budget_note, build_index,
+                         check_parameters, code_html, column_measures, kinds, markdown, pooled, save_figure, save_table, simple_table,
+                         source_text, table2, table2_about, table2_html, table2_notes, table2_rows, table2_sentences, table3, table3_about,
+                         table3_html, table3_rows, table3_sentences, to_csv, verdict)
 from dals.training import Run
 
 matplotlib.use("Agg")
@@ -511,3 +513,112 @@ def test_every_experiment_is_a_papermill_notebook(name):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     (cell,) = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     assert re.search(r"^out = ", "".join(cell["source"]), re.M)
+
+
+NASTY = '<script>alert("x")</script>'
+
+
+def test_what_records_say_never_becomes_html_in_markdown_or_on_the_page(tmp_path):
+    runs = [record(name, seed, 90.0 + seed, task="imdb+" + NASTY.replace("/", ""), device=NASTY, versions={NASTY: NASTY}, backbone=NASTY,
+                   data={"copy": NASTY, "fingerprint": NASTY, "train": 100, "test": 2000}) for name in ("DALS", "SGDR") for seed in (0, 1)]
+    table = table2(runs)
+    save_table(table2_html(table), "table2_benchmark", tmp_path, table2_rows(table), table2_about(table))
+    text = build_index(tmp_path, {"table3": NASTY}).read_text(encoding="utf-8")
+    Balanced(text)
+    assert "<script" not in text and text.count("&lt;script&gt;") > 5
+    said = "\n".join([budget_note(runs), *table2_sentences(table), *table2_notes(table)])
+    shown = markdown(said)._repr_markdown_()
+    assert "<" in said and "<" not in shown and "&lt;script>" in shown
+
+
+PAGES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_about_records_show_markdown_without_html_alone(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert not re.search(r"\bMarkdown\b", "".join(cell["source"])), "use dals.report.markdown"
+            assert not any("<" in "".join(out.get("data", {}).get("text/markdown", "")) for out in cell["outputs"])
+
+
+@pytest.mark.parametrize("value, shown", [
+    ("=1+1", "'=1+1"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("-2+3", "'-2+3"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"),
+    ("\r=1", "'\r=1"), ("-0.3", "-0.3"), ("+1.5", "+1.5"), (-0.3, "-0.3"), ("-inf", "-inf"), ("a=1", "a=1"), ("", ""), ("−0.3", "−0.3"),
+    (None, "")])
+def test_no_cell_of_a_csv_file_is_a_formula(value, shown):
+    head, row = csv.reader(io.StringIO(to_csv([{"=name": value, "n": 1}]), newline=""))
+    assert (head, row) == (["'=name", "n"], [shown, "1"])
+
+
+def test_a_cell_whose_runs_come_from_code_that_changed_says_so_in_both_tables():
+    runs = [record("DALS", seed, behaviour="a" * 12 if seed else "b" * 12) for seed in (0, 1, 2)]
+    runs += [record("SGDR", seed) for seed in (0, 1)]
+    for run in runs:
+        run.config.update(hyperparameters={}, overrides={})
+    table = table2(runs)
+    assert [cell.strategy for cell in table.cells.values() if cell.mixed] == ["DALS"]
+    assert any("mixes runs of code that behaves differently (seeds 0 against 1, 2)" in note for note in table2_notes(table))
+    html = table2_html(table)
+    assert html.count("of code that changed") == 1 and "seeds 0 against 1, 2" in html
+    assert [row["strategy"] for row in table2_rows(table) if row["code_changed"]] == ["DALS"]
+    assert "seeds 0 against 1, 2" in table3_html(table3(runs)) and "seeds 0 against 1, 2" in code_html(runs)
+    assert code_html(runs[3:]) == "" and not any(cell.mixed for cell in table2(runs[3:]).cells.values())
+
+
+def experiment_of(name):
+    (path,) = (ROOT / "nbs" / "experiments").glob(f"{name}_*.ipynb" if name[-1].isdigit() or name.startswith("table") else f"{name}.ipynb")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_parameter_of_every_experiment_has_its_kind_and_its_check():
+    stems = {path.stem.split("_")[0] for path in (ROOT / "nbs" / "experiments").glob("*.ipynb")}
+    assert {*PARAMETERS} == stems and {*EXPERIMENTS} <= stems
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_notebook_takes_its_defaults_and_refuses_the_same_as_texts_and_other_nonsense(name, tmp_path, monkeypatch):
+    cells = experiment_of(name)["cells"]
+    (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])]
+    defaults: dict = {}
+    exec("".join(cells[place]["source"]), defaults)
+    defaults.pop("__builtins__")
+    assert {*defaults} == {*PARAMETERS[name]} and "".join(cells[place + 1]["source"]).startswith(f'check_parameters("{name}", globals())')
+    check_parameters(name, defaults)
+    for parameter, value in defaults.items():
+        folder = parameter in ("out", "published", "local")
+        bad = [5, [], [[]], {}, True, math.nan, "", "\0", *([] if folder else ["[0,1]", "nosuch", repr(value)])]
+        for other in bad:
+            if (parameter, other) in (("seeds", []), ("train", True)) and name in ("table1", "multiplier"):
+                continue
+            if type(other) is type(value) is int and other > 0 or other in (5, True) and type(value) is float and type(other) is int:
+                continue # a number like any other
+            if isinstance(value, str) and other == repr(value)[1:-1] or parameter == "seed" and other == 5:
+                continue
+            with pytest.raises(ParameterError) as refused:
+                check_parameters(name, {parameter: other})
+            (line,) = refused.value._render_traceback_()
+            assert f"the parameter {parameter} is " in line and "\n" not in line
+
+
+def test_papermill_shows_a_sentence_for_a_list_that_came_as_a_text(tmp_path):
+    papermill = pytest.importorskip("papermill")
+    with pytest.raises(papermill.PapermillExecutionError) as refused:
+        papermill.execute_notebook(ROOT / "nbs" / "experiments" / "table3_convergence.ipynb", tmp_path / "out.ipynb",
+                                   {"seeds": "[0,1]", "out": str(tmp_path)}, cwd=str(ROOT / "nbs" / "experiments"), progress_bar=False,
+                                   kernel_name="python3")
+    text = "\n".join(refused.value.traceback)
+    assert text.count("\n") == 0 and text.startswith("ParameterError: the parameter seeds is a list of seeds") and "-y" in text
+
+
+def test_a_store_that_is_named_and_holds_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.ini").touch()
+    (tmp_path / "empty" / "synthetic").mkdir(parents=True)
+    for name, kinds_of in PARAMETERS.items():
+        for where in {"published", "local"} & {*kinds_of}:
+            if (name, where) != ("multiplier", "local"): # which may be trained into
+                for folder in ("nowhere", "empty", "settings.ini", str(tmp_path / "empty"), "~"):
+                    with pytest.raises(ParameterError, match="no record in"):
+                        check_parameters(name, {where: folder})
+                check_parameters(name, {where: {"published": "results", "local": "_results"}[where]}) # the usual ones may be empty

@@ -1,4 +1,5 @@
 "The repository itself: notebooks clean, library in sync with them, README in sync, lint and types, wheel, no path of anybody's machine."
+import ast
 import json
 import os
 import re
@@ -53,6 +54,35 @@ def test_library_is_what_the_notebooks_export(copy):
 
 def test_readme_is_what_the_index_renders_to():
     run(sys.executable, ROOT / "tools" / "readme.py", "--check")
+
+
+def without_encoding(source):
+    "The calls that read or write text in whatever encoding the machine has"
+    for call in ast.walk(ast.parse(source)):
+        name = isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", None))
+        if not name or name not in ("open", "read_text", "write_text") or {word.arg for word in call.keywords} & {"encoding", None}:
+            continue
+        if name == "open": # of a path the mode comes first; `os.open` and `Image.open` are about bytes
+            mode = [word.value for word in call.keywords if word.arg == "mode"] or call.args[isinstance(call.func, ast.Name):][:1]
+            of = getattr(getattr(call.func, "value", None), "id", None)
+            if of in ("os", "Image") or "b" in "".join(map(ast.unparse, mode)):
+                continue
+        yield ast.unparse(call)
+
+
+def test_text_is_utf8_wherever_it_is_read_or_written():
+    assert [*without_encoding("open(a)\nb.read_text()\nc.open('w')\nopen(d, mode='r')\nopen(e, 'rb')\nos.open(f, 1)")] == [
+        "open(a)", "b.read_text()", "c.open('w')", "open(d, mode='r')"]
+    for folder in ("benchmarks", "dals", "tests", "tools"):
+        for name, source in texts(ROOT / folder, "*.py").items():
+            assert not [*without_encoding(source)], f"{folder}/{name}"
+    for name, text in texts(ROOT / "nbs", "*.ipynb").items():
+        if any(part.startswith("_") for part in Path(name).parts[:-1]):
+            continue
+        for cell in json.loads(text)["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and not source.startswith("%%"):
+                assert not [*without_encoding(source)], f"nbs/{name}: {source[:80]}"
 
 
 def test_ruff_and_mypy():

@@ -24,7 +24,7 @@ def made_up(config: dict) -> Run:
     "A record without a training, the worker function of the sweeps below; what else it does is told by the variant."
     config = results.complete(config)
     if log := os.environ.get("RUN_LOG"):
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             file.write(f"{config['seed']}\n")
     match config["variant"]:
         case "fails" if not os.environ.get("RUNS_ARE_TAME"):
@@ -134,23 +134,23 @@ def test_of_many_writers_one_wins_and_the_file_is_whole(store):
 
 
 def damage(kind: str, path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     record = json.loads(text)
     if kind == "cut":
-        path.write_text(text[:len(text) // 2])
+        path.write_text(text[:len(text) // 2], encoding="utf-8")
     elif kind == "empty":
-        path.write_text("")
+        path.write_text("", encoding="utf-8")
     elif kind == "noise":
         path.write_bytes(bytes(range(256)))
     elif kind == "a list":
-        path.write_text("[1, 2]")
+        path.write_text("[1, 2]", encoding="utf-8")
     elif kind == "no history":
         del record["history"]
-        path.write_text(json.dumps(record))
+        path.write_text(json.dumps(record), encoding="utf-8")
     elif kind == "seed is a list":
-        path.write_text(json.dumps({**record, "seed": [42]}))
+        path.write_text(json.dumps({**record, "seed": [42]}), encoding="utf-8")
     else:
-        path.write_text(json.dumps({**record, "seed": 43}))
+        path.write_text(json.dumps({**record, "seed": 43}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "noise", "a list", "no history", "seed is a list", "at a wrong path"])
@@ -181,12 +181,13 @@ def test_every_cut_of_a_record_is_noticed(store):
 
 def test_older_records_stay_readable_and_newer_ones_are_left_alone(store):
     path = store.put(made_up(config()))
-    now = json.loads(path.read_text())
+    now = json.loads(path.read_text(encoding="utf-8"))
     fresh = {"precision": "float32", "compiled": False, "together": 1, "peak_memory": None, "behaviour": None}
-    path.write_text(json.dumps({name: value for name, value in now.items() if name not in fresh} | {"schema": 1})) # as version 1 wrote it
+    old = {name: value for name, value in now.items() if name not in fresh} | {"schema": 1} # as version 1 wrote it
+    path.write_text(json.dumps(old), encoding="utf-8")
     assert store.get(*key_of(config())).to_dict() == {**now, **fresh}
-    path.write_text(json.dumps(now, indent=1))
-    path.write_text(path.read_text().replace('"schema": 3', '"schema": 99'))
+    path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"schema": 3', '"schema": 99'), encoding="utf-8")
     before = path.read_bytes()
     with pytest.raises(NewerRecord, match="schema 99.*newer dals"):
         store.get(*key_of(config()))
@@ -247,11 +248,11 @@ def test_a_sweep_survives_a_failing_run_and_a_run_that_kills_its_worker(store, t
     assert {key.seed: reason for key, reason in store.unfinished()[1].items()} == {
         1: "ArithmeticError: the rate is on fire",
         2: "RuntimeError: its worker was killed twice, the second time alone; is there enough memory?"}
-    assert "in made_up" in store.path(configs[1]).with_suffix(".failed").read_text()
+    assert "in made_up" in store.path(configs[1]).with_suffix(".failed").read_text(encoding="utf-8")
     log.unlink()
     monkeypatch.setenv("RUNS_ARE_TAME", "1")
     assert sorted(key.seed for key in sweep(configs, store, progress=None, run=made_up).finished) == [1, 2]
-    assert sorted(log.read_text().split()) == ["1", "2"] # what was finished is not run again
+    assert sorted(log.read_text(encoding="utf-8").split()) == ["1", "2"] # what was finished is not run again
     assert store.unfinished() == ({}, {}) and not any(name.endswith(".failed") for name in files(store.local))
 
 
@@ -293,14 +294,14 @@ def test_ctrl_c_loses_only_the_run_in_flight_and_leaves_no_worker(store, tmp_pat
                "    sweep([config(seed, variant='long' if seed == 1 else None) for seed in range(4)],\n"
                "          Store(sys.argv[1], sys.argv[2]), jobs=1, run=made_up)")
     script = tmp_path / "script.py"
-    script.write_text(program)
+    script.write_text(program, encoding="utf-8")
     log = tmp_path / "log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
                    "RUN_LOG": str(log)}
     process = subprocess.Popen([sys.executable, script, store.published, store.local], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True, env=environment)
     until = time.monotonic() + 120
-    while not (log.exists() and "1\n" in log.read_text()):
+    while not (log.exists() and "1\n" in log.read_text(encoding="utf-8")):
         assert time.monotonic() < until and process.poll() is None, process.communicate()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT) # what a terminal does

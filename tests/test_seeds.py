@@ -1,5 +1,7 @@
 "Seeds at once: each is the run that `fit` gives, nothing leaks from one to another, also where a step couples all weights of a run."
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,8 +13,8 @@ from dals.layerwise import layer_groups
 from dals.released import DEVIATIONS
 from dals.joint import SAM, Lookahead
 from dals.schedule import constant
-from dals.results import Store, complete, key_of, missing
-from dals.seeds import accuracy_seeds, coupling, fit_seeds, members_of, seeds_logits, stacked, stacks, sweep_together
+from dals.results import Store, StoreError, complete, key_of, missing
+from dals.seeds import accuracy_seeds, coupling, fit_seeds, members_of, run_stack, seeds_logits, stacked, stacks, sweep_together
 from dals.strategies import COMPOSITIONS, STRATEGIES
 from dals.tasks import Budget, Data, Split, Task, available, convnet, get_task, mlp
 from dals.training import Run, accuracy, fit
@@ -239,6 +241,28 @@ def test_a_sweep_in_stacks_stores_every_run_as_fit_would_and_goes_on(tmp_path):
         agree(run, fit("synthetic", run.strategy, seed=run.seed, profile="smoke", overrides=run.config["overrides"]))
         assert run.together == (1 if (run.strategy, run.seed, run.variant) == ("DALS", 0, None) else run.together)
     assert sweep_together(asked, store, progress=None) == 0
+
+
+def test_a_run_of_a_stack_that_cannot_be_stored_costs_none_of_the_others(tmp_path):
+    store = Store(tmp_path / "published", tmp_path / "local")
+    asked = [complete({"task": "synthetic", "strategy": "Fixed SGD", "profile": "smoke", "seed": seed}) for seed in range(4)]
+    store.path(asked[0]).mkdir(parents=True) # cannot be moved away by a record, nor read as one
+    other = fit("synthetic", "Fixed SGD", seed=2, profile="smoke", overrides={"lr": 0.5})
+    store.put(other) # another configuration at the same path
+    with pytest.raises(StoreError) as refused:
+        run_stack(asked, store)
+    assert [store.get(*key_of(config)) is not None for config in asked[1:]] == [True, True, True]
+    assert store.get(*key_of(asked[2])).config["overrides"] == {"lr": 0.5} and "with other settings" in str(refused.value)
+    kept = {path.name for path in store.path(asked[0]).parent.glob("*.kept")}
+    assert kept == {"0.json.kept", "2.json.kept"} and all(name in str(refused.value) for name in kept)
+
+
+def test_a_script_without_a_guard_is_told_so_before_stacks_are_trained(tmp_path):
+    call = "print(sweep_together([{'task': 'synthetic', 'strategy': 'Adam', 'profile': 'smoke'}], Store('p', 'l'), jobs=1))"
+    (tmp_path / "bare.py").write_text(f"from dals.results import Store\nfrom dals.seeds import sweep_together\n{call}\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and 'below `if __name__ == "__main__":`' in done.stderr
+    assert not (tmp_path / "l").exists()
 
 
 def test_a_stack_holds_only_what_can_be_trained_together():

@@ -24,6 +24,7 @@ from dals.results import Store, StoreError, code_notes, codes, key_of, mixed, ou
 from dals.strategies import STRATEGIES
 from dals.tasks import get_task
 from dals.training import behaviour, planned
+from records import assert_no_wait
 
 GOOD = Path(__file__).parents[1] / "results" / "synthetic" / "paper" / "paper" / "DALS" / "0.json"
 
@@ -179,10 +180,19 @@ def random_damage(text: str, draw: random.Random) -> str:
 
 
 def test_130_damaged_records_end_in_no_traceback_and_none_is_counted_silently(store):
-    draw, names = random.Random(23), []
+    draw, names, waits, other = random.Random(23), [], [], Store(store.published, Path(store.local).parent / "one_by_one")
     for seed in range(130):
-        text = changed(seed=seed)
-        names.append(lay(store, random_damage(text, draw), seed).name)
+        text = random_damage(changed(seed=seed), draw)
+        path = lay(other, text, seed)
+        names.append(lay(store, text, seed).name)
+        start = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.runs(variant="*")
+        waits.append(time.monotonic() - start)
+        for left in path.parent.iterdir():
+            left.unlink()
+    assert_no_wait(waits)
     lay(store, changed(seed=1000), 1000)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -232,7 +242,7 @@ def refused(capsys, words: list[str]) -> str:
 
 @pytest.mark.parametrize("what, sentence", [("a link", "_results is a link that leads nowhere"), ("a file", "_results is no folder")])
 def test_where_the_local_store_is_no_folder_training_says_so_and_starts_nothing(root, capsys, monkeypatch, what, sentence):
-    (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("")
+    (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("", encoding="utf-8")
     monkeypatch.setattr(results, "ProcessPoolExecutor", None) # nothing may be started
     assert sentence in refused(capsys, TRAIN)
     assert main(STATUS) == 0

@@ -17,7 +17,7 @@ NAMES = {"lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay", "et
 
 def facts(protocol):
     "(regime, strategy, hyperparameter, value) as the facts about the paper state them, in its free text"
-    with open(DATA / "hyperparameters.csv") as file:
+    with open(DATA / "hyperparameters.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["protocol"] == protocol and row["strategy"] in STRATEGIES:
                 for word in row["settings"].replace(";", " ").split():

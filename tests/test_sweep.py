@@ -32,7 +32,7 @@ def config(seed: int = 42, strategy: str = "AdamW", **more) -> dict:
 
 
 def logged(config: dict) -> None:
-    with open(os.environ["RUN_LOG"], "a") as file:
+    with open(os.environ["RUN_LOG"], "a", encoding="utf-8") as file:
         file.write(f"{config['seed']} {os.getpid()}\n")
 
 
@@ -98,7 +98,7 @@ def log(tmp_path, monkeypatch) -> Path:
 
 
 def starts(log: Path) -> list[tuple[int, int]]:
-    return [(int(seed), int(pid)) for seed, pid in map(str.split, log.read_text().splitlines())]
+    return [(int(seed), int(pid)) for seed, pid in map(str.split, log.read_text(encoding="utf-8").splitlines())]
 
 
 def files(folder: Path) -> list[str]:
@@ -147,7 +147,8 @@ def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
     script.write_text("import sys; from test_sweep import config, run; from dals.results import Store, sweep\n"
                       "if __name__ == '__main__':\n"
                       "    swept = sweep([config(seed) for seed in range(6)], Store(sys.argv[1], sys.argv[2]), jobs=1, run=run)\n"
-                      "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6")
+                      "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6",
+                      encoding="utf-8")
     both = [beside(script, store) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -185,7 +186,7 @@ def at_work_elsewhere(store: Store, config: dict, tmp_path: Path) -> subprocess.
     "A process of its own that has claimed a run, and holds it until it is told to end or is killed."
     script = tmp_path / "holder.py"
     script.write_text("import sys; from pathlib import Path; from dals.results import claimed\n"
-                      "with claimed(Path(sys.argv[1])) as ours:\n    print(ours, flush=True); sys.stdin.read()")
+                      "with claimed(Path(sys.argv[1])) as ours:\n    print(ours, flush=True); sys.stdin.read()", encoding="utf-8")
     process = subprocess.Popen([sys.executable, script, store.claim(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "True\n"
     return process
@@ -197,7 +198,8 @@ def test_a_living_claim_is_left_alone_and_named_and_a_dead_one_is_taken_over_at_
     dead.kill()
     dead.wait()
     for seed in (2, 3): # of a container that is no more, of something else that was written there; nobody has locked them
-        store.claim(config(seed)).write_text('{"host": "a container", "pid": 1, "started": "yesterday"}' if seed == 2 else "?")
+        who = '{"host": "a container", "pid": 1, "started": "yesterday"}' if seed == 2 else "?"
+        store.claim(config(seed)).write_text(who, encoding="utf-8")
     assert [holder(store.claim(config(seed))) is None for seed in range(5)] == [False, True, True, True, True]
     [(key, who)] = store.unfinished()[0].items()
     assert key.seed == 0 and f"process {alive.pid}, since 20" in who
@@ -218,7 +220,7 @@ def test_a_clock_that_is_wrong_changes_nothing(store, log, tmp_path, monkeypatch
     alive, real = at_work_elsewhere(store, config(0), tmp_path), time.time
     os.utime(store.claim(config(0)), (real() - 3600 * hours,) * 2)
     dead = store.claim(config(1))
-    dead.write_text("")
+    dead.write_text("", encoding="utf-8")
     os.utime(dead, (real() + 3600 * hours,) * 2)
     monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
     begun = time.monotonic()
@@ -249,7 +251,7 @@ def test_a_stale_claim_has_one_heir(store):
     for attempt in range(10):
         claim = store.claim(config(attempt))
         claim.parent.mkdir(parents=True, exist_ok=True)
-        claim.write_text("of somebody who is dead")
+        claim.write_text("of somebody who is dead", encoding="utf-8")
         threads = [threading.Thread(target=inherit, args=(claim,)) for _ in range(12)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
@@ -352,7 +354,8 @@ def test_ctrl_c_cancels_what_an_executor_has_not_begun(store, log, tmp_path):
     script.write_text("import sys; from concurrent.futures import ThreadPoolExecutor\n"
                       "from test_sweep import config, run; from dals.results import Store, sweep\n"
                       "with ThreadPoolExecutor(1) as pool:\n"
-                      "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)")
+                      "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)",
+                      encoding="utf-8")
     process = beside(script, store)
     until(lambda: len(starts(log)) >= 2 or process.poll() is not None)
     process.send_signal(signal.SIGINT)

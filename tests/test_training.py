@@ -162,7 +162,7 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
         return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
     package = tmp_path / "dals"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("", encoding="utf-8")
     monkeypatch.setattr(dals, "__file__", str(package / "__init__.py"))
     assert commit() == "unknown"
     git("init", "-q")
@@ -170,9 +170,9 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
     git("add", "dals")
     git("commit", "-q", "-m", "first")
     head = git("rev-parse", "HEAD")
-    (tmp_path / "results.json").write_text("{}") # a new file is no change
+    (tmp_path / "results.json").write_text("{}", encoding="utf-8") # a new file is no change
     assert commit() == head
-    (package / "__init__.py").write_text("changed = True")
+    (package / "__init__.py").write_text("changed = True", encoding="utf-8")
     assert commit() == head + "+dirty"
     inner = tmp_path / "venv" / "dals" # installed inside somebody's checkout
     inner.mkdir(parents=True)
