@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 # %% auto #0
-__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide', 'whole', 'refuse_flat',
+__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide', 'full_tensor', 'refuse_flat',
            'same_groups', 'same_buffers', 'Strict', 'bounds', 'AdaBound']
 
 # %% ../nbs/03_adaptive.ipynb #03_adaptive-055
@@ -69,7 +69,7 @@ def wide(
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def whole(
+def full_tensor(
     x: torch.Tensor,  # a norm, of which each process may have its own part
 ) -> torch.Tensor:  # the norm of the whole tensor, on every process
     """A number that is spread over processes (DTensor), put together; any other as it is."""

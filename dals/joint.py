@@ -19,7 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_hooks
 from torch.optim.optimizer import ParamsT
 
-from .adaptive import Loss, Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, whole, wide
+from .adaptive import Loss, Strict, evaluate, gradients, require, same_buffers, same_groups, uncaptured, refuse_flat, full_tensor, wide
 from .schedule import Schedule
 
 # %% auto #0
@@ -413,7 +413,7 @@ class SAM(Wrapper):
 
     def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Move the weights, given with their gradients, to the steepest point within rho."""
-        norm = math.hypot(*(whole(wide(grad).norm()) for _, grad in uphill))
+        norm = math.hypot(*(full_tensor(wide(grad).norm()) for _, grad in uphill))
         for p, grad in uphill:
             p.add_(wide(grad), alpha=self.rho / (norm + 1e-12))
 

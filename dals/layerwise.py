@@ -22,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .adaptive import Strict, require, whole, wide
+from .adaptive import Strict, require, full_tensor, wide
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-017
 def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2.6) -> list[dict[str, Any]]:
@@ -625,7 +625,7 @@ class LARS(Strict):
 
     def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
         "Move one tensor by its gradient and its velocity v, which is changed in place."
-        length, slope = whole(wide(w).norm()), whole(wide(g).norm())
+        length, slope = full_tensor(wide(w).norm()), full_tensor(wide(g).norm())
         ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
         ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
         v.mul_(group["momentum"]).add_(float(group["lr"]) * ratio * (g + group["weight_decay"] * w))

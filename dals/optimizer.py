@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
-from .adaptive import REMEDIES, Loss, Strict, evaluate, refuse_flat, whole
+from .adaptive import REMEDIES, Loss, Strict, evaluate, refuse_flat, full_tensor
 from .schedule import Schedule, constant, cosine, is_count, restarts, warmup as warmed
 
 # %% auto #0
@@ -99,7 +99,7 @@ def tensor_step(
     ghat = torch.lerp(f, g, share)
     if weight_decay:
         ghat.add_(p, alpha=weight_decay)
-    weight_norm, update_norm = (whole(torch.linalg.vector_norm(x, dtype=norm_dtype(x.dtype))) for x in (p, ghat))
+    weight_norm, update_norm = (full_tensor(torch.linalg.vector_norm(x, dtype=norm_dtype(x.dtype))) for x in (p, ghat))
     r = trust_ratio(weight_norm, update_norm, trust, trust_clip, eps)
     m.mul_(momentum).add_(ghat)
     p.sub_(rate * r * m)
