@@ -28,7 +28,7 @@ def recipes():
 
 def program(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
 
 
@@ -49,16 +49,16 @@ def follow(tmp_path):
                                 "mv told.tmp told.json\nsleep 600\n")
         program(tools / "sleep", f'#!/bin/sh\n[ "$1" = 20 ] || exec {shutil.which("sleep")} "$@"\n')
         program(tmp_path / ".venv" / "bin" / "activate", "")
-        said = open(tmp_path / "said", "w")
+        said = open(tmp_path / "said", "w", encoding="utf-8")
         environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
         job = subprocess.Popen(["bash", "-c", recipe.replace("8786", str(port))], cwd=tmp_path, env=environment, stdout=said, stderr=said,
                                start_new_session=True)
         jobs.append(job)
         told, end = tmp_path / "told.json", time.monotonic() + PATIENCE
         while not told.exists() or sum(1 for _ in listening(job)) < 2:
-            assert time.monotonic() < end and job.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < end and job.poll() is None, (tmp_path / "said").read_text(encoding="utf-8")
             time.sleep(0.2)
-        return job, port, json.loads(told.read_text())
+        return job, port, json.loads(told.read_text(encoding="utf-8"))
 
     yield run
     for job in jobs:

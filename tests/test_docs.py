@@ -239,10 +239,10 @@ def checked(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     shutil.copytree(ROOT / "dals", site / "dals", ignore=shutil.ignore_patterns("__pycache__"))
-    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     scripts = {name: textwrap.dedent(text).lstrip() for name, text in (("script", SCRIPT), ("misspelt", MISSPELT))}
     for name, text in scripts.items():
-        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--python-executable", folder / "venv" / "bin" / "python",
                            "--cache-dir", folder / "cache", "script.py", "misspelt.py"], cwd=folder, capture_output=True, text=True)
     assert not done.stderr, done.stderr

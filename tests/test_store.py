@@ -283,7 +283,7 @@ def test_a_record_and_a_folder_that_may_not_be_read_are_named_and_the_rest_count
     monkeypatch.setattr(Path, "iterdir", listed)
     assert main(STATUS) == 0
     out, err = capsys.readouterr()
-    assert "synthetic: 1 of 18 cells complete, 1 runs" in out
+    assert "synthetic: 1 of 18 cells complete, 1 run," in out
     assert "DALS/0.json cannot be read (Permission denied), and is passed over" in err and "Lion cannot be read (Permission denied)" in err
     assert "the local record synthetic/smoke/paper/DALS/0.json cannot be read (Permission denied)" in refused(capsys, TRAIN)
     assert path.exists()
@@ -296,7 +296,7 @@ def test_what_is_no_file_in_the_place_of_a_record_is_named_and_never_waited_for(
     {"a pipe": os.mkfifo, "a link": lambda place: os.symlink("nowhere", place), "a folder": os.mkdir}[what](path)
     assert main(STATUS) == 0
     out, err = capsys.readouterr()
-    assert "1 of 18 cells complete, 1 runs" in out and err.count("DALS/0.json") == 1 and "passed over" in err
+    assert "1 of 18 cells complete, 1 run," in out and err.count("DALS/0.json") == 1 and "passed over" in err
     refused(capsys, TRAIN)
     with pytest.raises(StoreError, match="the result is kept as 0.json.kept"):
         store.put(run)

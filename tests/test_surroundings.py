@@ -19,7 +19,7 @@ def test_a_notebook_runs_in_this_environment_whatever_kernel_is_called_python3(t
         spec = folder / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": [sys.executable, "-c", "raise SystemExit('another environment')", "{connection_file}"],
-                                    "display_name": "Python 3", "language": "python"}))
+                                    "display_name": "Python 3", "language": "python"}), encoding="utf-8")
         monkeypatch.setenv(variable, str(folder))
     notebook = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_code_cell("out = ''", metadata={"tags": ["parameters"]}),
@@ -28,7 +28,7 @@ def test_a_notebook_runs_in_this_environment_whatever_kernel_is_called_python3(t
     nbformat.write(notebook, tmp_path / "one.ipynb")
     found = tmp_path / "found"
     assert run_notebooks({"one": tmp_path / "one.ipynb"}, {"one": {"out": str(found)}}, tmp_path, 1, lambda line: None) == {}
-    assert found.read_text() == sys.executable
+    assert found.read_text(encoding="utf-8") == sys.executable
 
 
 DRAW = """
@@ -69,7 +69,7 @@ def test_the_readers_matplotlibrc_is_not_seen_in_a_figure(tmp_path):
     for name, text, asked in (("plain", "", style), ("leaky", LEAKY, style), ("control", LEAKY, '"dals.paper"')):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "matplotlibrc").write_text(text)
+        (folder / "matplotlibrc").write_text(text, encoding="utf-8")
         subprocess.run([sys.executable, "-c", DRAW % asked, "figure.png"], cwd=folder, check=True,
                        env={**os.environ, "MATPLOTLIBRC": str(folder / "matplotlibrc"), "PYTHONPATH": str(ROOT)})
         pictures[name] = (folder / "figure.png").read_bytes()
