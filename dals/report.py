@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'BAR', 'ROUNDING', 'LEAST_DF', 'RULE', 'RULE3', 'OTHER_DATA', 'PROFILES', 'ORIGINS', 'PROTOCOLS', 'LEVELS',
            'EXPERIMENTS', 'PARAMETERS', 'Pool', 'pooled', 'bound', 'verdict', 'at_chance', 'verdict_epochs', 'kinds',
-           'budget_note', 'origin_text', 'sources', 'source_text', 'Cell', 'Benchmark', 'column_title', 'table2',
-           'Measures', 'column_measures', 'scrolling', 'table2_sentences', 'table2_notes', 'table2_html', 'table2_rows',
-           'table2_about', 'Pace', 'Convergence', 'table3', 'table3_sentences', 'table3_html', 'table3_rows',
-           'table3_about', 'page', 'styled', 'simple_table', 'markdown', 'no_html', 'code_html', 'to_csv',
-           'save_figure', 'save_table', 'Experiment', 'build_index', 'ParameterError', 'Kind', 'check_parameters']
+           'budget_note', 'origin_text', 'sources', 'source_text', 'code_sentences', 'Cell', 'Benchmark',
+           'column_title', 'table2', 'Measures', 'column_measures', 'scrolling', 'table2_sentences', 'table2_notes',
+           'table2_html', 'table2_rows', 'table2_about', 'Pace', 'Convergence', 'table3', 'table3_sentences',
+           'table3_html', 'table3_rows', 'table3_about', 'page', 'styled', 'simple_table', 'markdown', 'no_html',
+           'code_html', 'to_csv', 'save_figure', 'save_table', 'Experiment', 'build_index', 'ParameterError', 'Kind',
+           'check_parameters']
 
 # %% ../nbs/13_report.ipynb #13_report-002
 import csv
@@ -268,6 +269,12 @@ def source_text(
             f"data: {data['copy']}, {data['train']} training and {data['test']} test examples, "
             f"fingerprint {str(data['fingerprint'])[:12]}.")
 
+def code_sentences(
+    runs: Iterable[Run],  # the records behind a table
+) -> list[str]:           # empty where there is nothing to say
+    "What a reader must know about the code behind records."
+    return [f"The code behind the records: {note}." for note in code_notes(runs)]
+
 # %% ../nbs/13_report.ipynb #13_report-028
 PROTOCOLS: dict[str, str] = {"released": "released", "paper": "text"}  # protocol -> what stands above its column
 
@@ -319,8 +326,8 @@ class Benchmark:
 
     @cached_property
     def code(self) -> list[str]:
-        "What a reader must know about the code behind the records: the sentences of `code_notes`."
-        return code_notes(run for runs in self.chosen.values() for run in runs)
+        "What a reader must know about the code behind the records."
+        return code_sentences(run for runs in self.chosen.values() for run in runs)
 
 
 def column_title(
@@ -643,7 +650,7 @@ def table2_notes(
         rates = " and ".join(f"{factor:g} ({family} family)" for family, factor in families)
         said.insert(0, f"{', '.join(titles)}: the stand-in's rates are the paper's times {rates}, at every budget and under both "
                        f"protocols.{chosen}")
-    return [*said, *(f"The code behind the records: {note}." for note in table.code)]
+    return [*said, *table.code]
 
 
 def _pool_html(table: Benchmark, task: str, protocol: str) -> str:
@@ -775,8 +782,8 @@ def table3(
                 {protocol: origin_text([_origin(run) for run in records]) for protocol, records in mine.items()},
                 {protocol: tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in records))
                  for protocol, records in mine.items()})
-    notes = code_notes(run for records in chosen.values() for run in records)
-    return Convergence(cells, _notes(chosen), tuple(notes), tuple(legend.values()))
+    code = code_sentences(run for records in chosen.values() for run in records)
+    return Convergence(cells, _notes(chosen), tuple(code), tuple(legend.values()))
 
 
 def _shown(value: float, what: str) -> str:
@@ -828,7 +835,7 @@ def table3_sentences(
         if medians:
             equal = sum(ours == paper for ours, paper in medians)
             said.append(f"Under {title} the median over our seeds is the paper's number in {equal} of {len(medians)} entries.")
-    return [*said, *(f"The code behind the records: {note}." for note in table.code)]
+    return [*said, *table.code]
 
 
 def table3_html(
@@ -1036,7 +1043,7 @@ def code_html(
     runs: Iterable[Run],  # the records behind a table
 ) -> str:                 # empty where there is nothing to say
     "What a reader must know about the code behind a table, to stand beneath it."
-    notes = "".join(f"<li>The code behind the records: {escape(note)}.</li>" for note in code_notes(runs))
+    notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in code_sentences(runs))
     return f'<ul class="counted">{notes}</ul>' if notes else ""
 
 
