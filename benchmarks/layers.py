@@ -4,7 +4,8 @@
     nice -n 10 python benchmarks/layers.py --minutes 10 # what is missing, as far as that goes
     python benchmarks/layers.py --only timm --model resnet18 --out FILE # writes FILE.md and FILE.jsonl
 
-What stands in the .jsonl is not measured again, until --again. Models of more than 150 million weights lie on the meta device.
+What stands in the .jsonl is not measured again, until --again. Models lie on the meta device; one that does not run there, and has
+at most 300 million weights, lies on the CPU.
 """
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ from transformers.models.auto import configuration_auto, modeling_auto
 
 from dals.layerwise import layer_groups
 
-LIMIT = 40 # seconds of computing for one model
+LIMIT = 30 # seconds of computing for one model
 LIGHT = 300e6 # parameters; so many can run with values, where a pass depends on them
-TRIES, PATIENCE = 12, 6 # examples for a model, and seconds of computing after which no other is tried
+TRIES, PATIENCE = 12, 4 # examples for a model, and seconds of computing after which no other is tried
 LAYERS = re.compile(r"^(num|n)_(hidden_)?(layers?|blocks)$|^(en|de)coder_layers$|^(en|de)coder_num_layers$|^depth$")
 EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$")
 WIDTHS = re.compile(r"^(d_model|d_ff|n_embd|dim)$|(hidden|intermediate|ffn|embedding|embed|projection)_(size|dim)$|(^|_)heads$|^n_head$")
@@ -324,25 +325,23 @@ def described(groups: list[dict[str, Any]], total: int, tables: set[int], mode: 
     return {"groups": len(groups), "share": share, "largest": largest and largest["name"], "raw": raw, "read": read}
 
 
-def made(build: Callable[[], nn.Module]) -> nn.Module:
-    "The model on the meta device, with zeros for its whole numbers; if it is light, with random weights on the CPU"
-    try:
-        with torch.device("meta"):
-            model = build().eval()
-    except NotImplementedError:  # its shape is computed with tensors
-        model = build().eval()
-    if sum(p.numel() for p in model.parameters()) < LIGHT:
-        sized = isinstance(model, transformers.PreTrainedModel) # may keep its sizes in buffers, which then need their values
-        model = build().eval() if sized else model.to_empty(device="cpu")
-        with torch.no_grad():
-            for p in model.parameters():
-                p.normal_(0, 0.02) if p.is_floating_point() else p.zero_()
-        if sized:
+def made(build: Callable[[], nn.Module], values: bool) -> nn.Module:
+    "The model on the meta device, with zeros for its whole numbers; or with random weights on the CPU"
+    if not values:
+        try:
+            with torch.device("meta"):
+                model = build().eval()
+            for module in model.modules():
+                for key, b in module._buffers.items():
+                    if b is not None and not (b.is_meta and b.is_floating_point()):
+                        module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
             return model
-    for module in model.modules():
-        for key, b in module._buffers.items():
-            if b is not None and not (b.is_meta and b.is_floating_point()):
-                module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
+        except NotImplementedError:  # its shape is computed with tensors
+            pass
+    model = build().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.02) if p.is_floating_point() else p.zero_()
     return model
 
 
@@ -380,8 +379,11 @@ def measured(
     failures = []
     for build in builds:  # which lengths must agree differs between models
         try:
-            model = made(build)
+            model = made(build, values=False)
             groups, mode, errors = followed(model, examples)
+            if not groups and sum(p.numel() for p in model.parameters()) < LIGHT: # its pass may depend on values
+                model = made(build, values=True)
+                groups, mode, _ = followed(model, examples)
         except Exception as error:
             failures.append(f"{type(error).__name__}: {error}"[:200])
             continue
