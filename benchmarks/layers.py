@@ -2,6 +2,7 @@
 
     nice -n 10 python benchmarks/layers.py              # all, about an hour of one core; writes benchmarks/layers.md and layers.jsonl
     nice -n 10 python benchmarks/layers.py --minutes 10 # what is missing, as far as that goes
+    nice -n 10 python benchmarks/layers.py --retry      # and once more what did not run on any example
     python benchmarks/layers.py --only timm --model resnet18 --out FILE # writes FILE.md and FILE.jsonl
 
 What stands in the .jsonl is not measured again, until --again. Models lie on the meta device; one that does not run there, and has
@@ -40,7 +41,8 @@ from dals.layerwise import layer_groups
 
 LIMIT = 30 # seconds of computing for one model
 LIGHT = 300e6 # parameters; so many can run with values, where a pass depends on them
-TRIES, PATIENCE = 12, 4 # examples for a model, and seconds of computing after which no other is tried
+TRIES = 10 # examples for a way to build a model
+PATIENCE, WAYS = 2, 8 # seconds of computing, after which no other example is tried, and no other way
 LAYERS = re.compile(r"^(num|n)_(hidden_)?(layers?|blocks)$|^(en|de)coder_layers$|^(en|de)coder_num_layers$|^depth$")
 EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$")
 WIDTHS = re.compile(r"^(d_model|d_ff|n_embd|dim)$|(hidden|intermediate|ffn|embedding|embed|projection)_(size|dim)$|(^|_)heads$|^n_head$")
@@ -204,6 +206,8 @@ def smaller(settings: dict[str, Any], narrow: bool) -> dict[str, Any]:
     stacks = {n for key, n in settings.items() if LAYERS.search(key) and isinstance(n, int) and n > 4}
     found: dict[str, Any] = {}
     for i, (key, value) in enumerate(settings.items()):
+        if stacks and key in ("stage_names", "out_features", "out_indices"): # follow from the number of layers
+            continue
         if isinstance(value, dict) and "model_type" in value:
             value = smaller(value, narrow)
         elif isinstance(value, list) and len(value) in stacks: # a kind for each layer: the last may differ from the first
@@ -223,9 +227,14 @@ def smaller(settings: dict[str, Any], narrow: bool) -> dict[str, Any]:
     return found
 
 
-def cut(kind: type, narrow: bool = False) -> Any:
-    "The usual configuration, made smaller"
-    return kind.from_dict(smaller(kind().to_dict(), narrow))
+def cut(kind: type) -> Any:
+    "The usual configuration, less high"
+    return kind.from_dict(smaller(kind().to_dict(), narrow=False))
+
+
+def narrow(kind: type) -> Any:
+    "The usual configuration, less high and narrower"
+    return kind.from_dict(smaller(kind().to_dict(), narrow=True))
 
 
 def short(kind: type) -> Any:
@@ -248,8 +257,8 @@ def transformers_cases() -> Iterator[Case]:
         def build(name, shape, kind=kind):
             return getattr(transformers, name)(shape(configuration_auto.CONFIG_MAPPING[kind]))
         first, *others = names
-        ways = [(first, cut), (first, short), (first, lambda kind: kind()), *((name, cut) for name in others[-1:]),
-                *((name, lambda kind: cut(kind, narrow=True)) for name in [first, *others[-1:]])]
+        ways = [(first, cut), (first, short), (first, narrow), *((name, cut) for name in others[-1:]), (first, lambda kind: kind()),
+                *((name, way) for name in others[-1:] for way in (narrow, short))]
         yield "transformers", first, [lambda way=way, build=build: build(*way) for way in ways], transformers_examples
 
 
@@ -377,6 +386,7 @@ def measured(
     "One line of the file: of the first way to build the model in which it runs on an example, or else of the first in which it stands"
     row: dict[str, Any] = {}
     failures = []
+    start = time.process_time()
     for build in builds:  # which lengths must agree differs between models
         try:
             model = made(build, values=False)
@@ -388,6 +398,8 @@ def measured(
             failures.append(f"{type(error).__name__}: {error}"[:200])
             continue
         if row and not groups:
+            if time.process_time() - start > WAYS:
+                break
             continue
         total = sum(p.numel() for p in model.parameters())
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -401,7 +413,7 @@ def measured(
         row = {"library": library, "model": name, "class": type(model).__name__, "parameters": total, "repeated": repeated(model),
                "plain": plain, "example": example,
                "error": "" if groups else errors[0] if errors else "no example"}
-        if groups:
+        if groups or time.process_time() - start > WAYS:
             break
     return row or {"library": library, "model": name, "not built": failures[0]}
 
@@ -475,7 +487,7 @@ def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
 
 def library_class(row: dict[str, Any]) -> str:
     "The class that was measured, where it is not the one that the row is called by"
-    return row["class"] if row["library"] == "transformers" and row["class"] != row["model"] else ""
+    return row["class"] if row["library"] == "transformers" and row.get("class", row["model"]) != row["model"] else ""
 
 
 class TooLong(BaseException):
@@ -494,6 +506,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th model from the I-th on")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
+    parser.add_argument("--retry", action="store_true", help="try again what was not built or ran on no example")
     args = parser.parse_args()
     start = time.monotonic()
     warnings.filterwarnings("ignore")
@@ -503,14 +516,15 @@ def main() -> None:
     if args.again:
         kept.unlink(missing_ok=True)
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    done = {(row["library"], row["model"]) for row in rows}
+    done = {(row["library"], row["model"]): row for row in rows}
+    tried = {key for key, row in done.items() if row.get("example") or not args.retry}
     types = list({case[1]: case for case in transformers_cases()}.values()) # several types may share a class
     random.Random(0).shuffle(types) # so that those measured say something about the others
     cases = [*timm_cases(), *torchvision_cases(), *types]
     signal.signal(signal.SIGPROF, too_long)
     for case in cases[args.part[0]::args.part[1]]:
         library, name = case[:2]
-        if (library, name) in done or args.only not in (None, library) or (args.model and name not in args.model):
+        if (library, name) in tried or args.only not in (None, library) or (args.model and name not in args.model):
             continue
         if time.monotonic() - start > 60 * args.minutes:
             break
@@ -521,10 +535,9 @@ def main() -> None:
             row = {"library": library, "model": name, "not built": f"{type(error).__name__}: {error}"[:200]}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        rows.append(row)
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    args.out.write_text(page(rows, cases), encoding="utf-8")
+        done[library, name] = row
+        kept.write_text("".join(json.dumps(row) + "\n" for row in done.values()), encoding="utf-8")
+    args.out.write_text(page(list(done.values()), cases), encoding="utf-8")
 
 
 if __name__ == "__main__":
