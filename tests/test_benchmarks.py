@@ -132,14 +132,23 @@ def survey():
     return module
 
 
-def test_the_survey_measures_a_model_once_and_writes_its_page(tmp_path):
+def test_the_survey_measures_a_model_once_and_again_what_did_not_run(tmp_path):
     survey()
-    for _ in range(2):
-        done = benchmark("layers.py", "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md")
+    kept = tmp_path / "page.jsonl"
+
+    def measured(*options):
+        done = benchmark("layers.py", "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md", *options)
         assert done.returncode == 0, done.stderr[-2000:]
-    [row] = (tmp_path / "page.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(row)["example"]["raw"] == 0 < json.loads(row)["plain"]["raw"]
+        [row] = kept.read_text(encoding="utf-8").splitlines()
+        return json.loads(row)
+    first = measured()
+    assert first["example"]["raw"] == 0 < first["plain"]["raw"]
     assert "| timm | coat_tiny | 28 | 9% |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    kept.write_text(json.dumps({**first, "parameters": 1}) + "\n", encoding="utf-8")
+    assert measured("--retry")["parameters"] == 1
+    kept.write_text(json.dumps({**first, "parameters": 1, "example": {}}) + "\n", encoding="utf-8")
+    assert measured() == {**first, "parameters": 1, "example": {}}
+    assert measured("--retry") == first
 
 
 def test_the_survey_cuts_stacks_and_keeps_their_kinds_of_layers():
