@@ -464,14 +464,17 @@ def page(rows: list[dict[str, Any]], cases: list[Case]) -> str:
          lambda row: row["plain"]["share"] > 1 / 2),
         ("the same with an example", [row for row in deep if row["example"]], lambda row: row["example"]["share"] > 1 / 2),
         ("0 % of dependent pairs out of order with an example", told, lambda row: row["example"]["read"] > 0),
-        ("0 % of all pairs, which towers that stand side by side cannot reach", told, lambda row: row["example"]["raw"] > 0),
+        ("0 % of all pairs, though two that do not depend on each other, as in towers side by side, may lie either way",
+         told, lambda row: row["example"]["raw"] > 0),
         ("an example was found on which the model runs", built, lambda row: not row["example"])):
         lines.append(f"| {goal} | {sum(not missed(row) for row in among)} of {len(among)} | {listed(filter(missed, among))} |")
     for head, found, reason in (
         (f"Not built, or more than {LIMIT} s of computing", [row for row in rows if "not built" in row], "not built"),
         ("Built, but no example of this script's was one that the model runs on, so that only its names were read",
          [row for row in built if not row["example"]], "error")):
-        lines += ["", f"## {head.partition(',')[0]}", "", f"{head}: {len(found)}.", "", "| library | model | what it said |",
+        early = sum("class" not in row and row["library"] == "transformers" and reason == "error" for row in found)
+        later = f" {early} of them were tried by an earlier version of the script only; `--retry` tries them again." if early else ""
+        lines += ["", f"## {head.partition(',')[0]}", "", f"{head}: {len(found)}.{later}", "", "| library | model | what it said |",
                   "| --- | --- | --- |"]
         lines += [f"| {row['library']} | {row['model']} | {plainly(row[reason])} |" for row in sorted(found, key=lambda row: row["model"])]
     lines += ["", "## Models", "",
