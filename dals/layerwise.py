@@ -70,10 +70,11 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _BOTTOM = re.compile(r"^(embeddings|patch_embed|stem|prompt_encoder|altup_projections)$|^per_layer_\w*projection")
 _TOP = re.compile(r"^((lm|mlp|cls|classification)_)?heads?$|^classifier$|^pooler$|unembed|embed_out")
 _POSITION = re.compile(r"(^|_)pos(_|$|ition)|^wpe$")
-_ATTENTION = re.compile(r"attn|attention")
-_PART = re.compile(r"attn|attention|mlp|(^|_)ff|feed_?forward|moe|expert")  # of a block; what repeats in there are no blocks
-_BARE_BOTTOM = re.compile(r"embed|(^|_)emb$|(^|_)pos(_|$|ition)|tokens?_?\d*$|newline|separator|latents|^quer(y|ies)$")
-_BARE_TOP = re.compile(r"proj|scale|bias|temperature|^weights(_dist)?$")
+_ATTENTION = re.compile(r"att(n|ention|_|\d|$)")
+_PART = re.compile(rf"{_ATTENTION.pattern}|mlp|(^|_)ff|feed_?forward|moe|expert")  # of a block; what repeats in there are no blocks
+_BARE_BOTTOM = re.compile(r"embed|(^|_)emb$|(^|_)pos(_|$|ition)|tokens?_?\d*$|newline|separator|(^|_)(sep|begin|end)$|latent|prompts?$"
+                          r"|pointer|extensor|^quer(y|ies)$")
+_BARE_TOP = re.compile(r"proj|scal(e|ing)|factor|bias|temperature|alpha|beta|gamma|gain|gate|^weights(_dist)?$")
 _COMPANION = re.compile(r"embed|norm|pos")  # lists of these go with a list of stages, item by item
 _BRIDGE = re.compile(r"connector|projector|resampler|qformer")  # over it, a tower stands on the other
 _TOWERS = {"text": "text", "vision": "image", "visual": "image", "image": "image", "audio": "audio", "speech": "audio",
@@ -215,6 +216,9 @@ class _Reader:
     def row(self, module: nn.Module, path: str = "", item: bool = False, repeated: bool = False) -> _Row:
         "The layers of a module, bottom to top."
         name = path.rpartition(".")[2]
+        if isinstance(module, nn.RNNBase) and module.num_layers > 1:  # a stack in one module
+            stack = [[p for key, p in module.named_parameters() if re.search(rf"_l{i}(_|\.|$)", key)] for i in range(module.num_layers)]
+            return [x for i, params in enumerate(stack) for x in self.layer(f"{path}.{i}".lstrip("."), params)]
         if not self.opens(module, name, item, repeated):
             joins, embeds = bool(_POSITION.search(name)), _is_bottom(name, module)
             return self.layer(path or type(module).__name__, module.parameters(), module=module, joins=joins, embeds=embeds)
@@ -273,9 +277,9 @@ def _settle(row: _Row) -> _Row:
 
 
 def _end(row: _Row, i: int) -> _Layer:
-    "The first (0) or last (-1) layer of a row."
+    "The first (0) or last (-1) layer of a row, where towers end it of the tallest: nothing in the others is deeper."
     node = row[i]
-    return node if isinstance(node, _Layer) else _end(list(node.rows.values())[i], i)
+    return node if isinstance(node, _Layer) else _end(max(reversed(node.rows.values()), key=_height), i)
 
 # %% ../nbs/04_layerwise.ipynb #04_layerwise-036
 def _height(row: _Row) -> int:
@@ -423,7 +427,18 @@ def _by_use(row: _Row, order: _FirstUse) -> _Row:
     for layer in runs:
         if isinstance(layer, _Layer):
             layer.joins = layer.joins or all(p.ndim < 2 for p in layer.params)
-    return _joined(_settle(runs))
+    return _joined(_settle(_homed(runs, order)))
+
+
+def _homed(row: _Row, order: _FirstUse) -> _Row:
+    "Vectors used after towers go into the one that they read, the tallest if into several."
+    out: _Row = []
+    for node in row:
+        below = out[-1] if out else None
+        read = [tower for tower in below.rows.values() if any(order.reads(p, q) for p in _used([node], order) for q in _used(tower, order))
+                ] if isinstance(below, _Towers) and isinstance(node, _Layer) and node.joins else []
+        (max(read, key=_height) if read else out).append(node)
+    return out
 
 
 def _joined(row: Iterable[_Layer | _Towers]) -> _Row:

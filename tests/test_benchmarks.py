@@ -1,4 +1,5 @@
 "The benchmark runs, at a size that says nothing about speed."
+import importlib.util
 import json
 import os
 import re
@@ -117,3 +118,62 @@ def test_the_growth_that_is_drawn_was_measured_in_full():
     check_growth(found, [10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7], [2**i for i in range(1, 9)],
                  [2**i for i in range(8)], [2**i for i in range(6)], 7)
     assert {row["task"] for row in found["tokens"]} == {"trec6", "rte", "imdb"}
+
+
+def survey():
+    "The script that asks whether the layers are found"
+    for name in ("timm", "torchvision", "transformers"):
+        pytest.importorskip(name)
+    if (version := int(sys.modules["transformers"].__version__.partition(".")[0])) < 5:
+        pytest.skip(f"the survey is of transformers 5, this is {version}")
+    spec = importlib.util.spec_from_file_location("layers", ROOT / "benchmarks" / "layers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_survey_measures_a_model_once_and_again_what_did_not_run(tmp_path):
+    survey()
+    kept = tmp_path / "page.jsonl"
+
+    def measured(*options):
+        done = benchmark("layers.py", "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md", *options)
+        assert done.returncode == 0, done.stderr[-2000:]
+        [row] = kept.read_text(encoding="utf-8").splitlines()
+        return json.loads(row)
+    first = measured()
+    assert first["example"]["raw"] == 0 < first["plain"]["raw"]
+    assert "| timm | coat_tiny | 28 | 9% |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    kept.write_text(json.dumps({**first, "parameters": 1}) + "\n", encoding="utf-8")
+    assert measured("--retry")["parameters"] == 1
+    kept.write_text(json.dumps({**first, "parameters": 1, "example": {}}) + "\n", encoding="utf-8")
+    assert measured() == {**first, "parameters": 1, "example": {}}
+    assert measured("--retry") == first
+
+
+def test_the_survey_cuts_stacks_and_keeps_their_kinds_of_layers():
+    smaller = survey().smaller
+    usual = dict(num_hidden_layers=12, mlp_layer_types=["dense"] * 3 + ["sparse"] * 9, first_k_dense_replace=3, num_experts=64,
+                 hidden_size=256, head_dim=32, num_attention_heads=8, vocab_size=9000, image_token_id=8999, eos_token_id=2, tie=True,
+                 vocabulary_map=None, depths=[2, 2], vision_config=dict(model_type="vit", num_hidden_layers=9, hidden_size=64))
+    cut = {**usual, "num_hidden_layers": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "first_k_dense_replace": 1,
+           "num_experts": 16, "vision_config": dict(model_type="vit", num_hidden_layers=4, hidden_size=64)}
+    assert smaller(usual, narrow=False) == cut
+    narrow = smaller(usual, narrow=True)
+    assert (narrow["hidden_size"], narrow["head_dim"], narrow["num_attention_heads"], narrow["vocab_size"]) == (64, 32, 2, 1000)
+    assert narrow["image_token_id"] < 1000 and narrow["eos_token_id"] == 2 and narrow["tie"] is True and narrow["vocabulary_map"]
+    assert narrow["vision_config"] == dict(model_type="vit", num_hidden_layers=4, hidden_size=16)
+
+
+def test_the_surveys_page_says_what_its_rows_say():
+    module = survey()
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({(row["library"], row["model"]) for row in rows}) == len(rows)
+    page, made = (ROOT / "benchmarks" / "layers.md").read_text(encoding="utf-8"), module.page(rows, [])
+    assert page.partition("## Goals")[2] == made.partition("## Goals")[2] != ""
+    ran = [row for row in rows if row.get("example")]
+    assert {row["library"] for row in ran} == {"timm", "torchvision", "transformers"}
+    assert all(0 <= row["example"]["share"] <= 1 and row["example"]["groups"] > 1 for row in ran)
+    for row in ran:  # a row without repeated blocks may have a large group, and towers may be used in either order
+        missed = (row["repeated"] and row["example"]["share"] > 1 / 2) or (row["example"]["read"] or 0) > 0
+        assert missed == bool(re.search(rf"^\| (the same with an example|0 % of dependent).*\b{row['model']}\b", page, re.M)), row

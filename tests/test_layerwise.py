@@ -2,14 +2,9 @@
 
 import copy
 import io
-import json
-import os
 import pickle
 import random
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -571,10 +566,17 @@ def test_peft_on_a_whole_model():
         assert all(p.requires_grad for p in group["params"])
 
 
-@pytest.mark.parametrize("key", ["cls_token1", "cls_token_0", "image_newline", "latents", "query"])
+@pytest.mark.parametrize("key", ["cls_token1", "cls_token_0", "image_newline", "latents", "query", "bos_latent", "latent_scaling_factor",
+                                 "no_object_pointer", "text_prompt", "image_end", "glb_img_feature_extensor"])
 def test_known_tokens_lie_at_the_bottom(key):
     model = Bare(**{key: (1, 2)})
     assert any(p is getattr(model, key) for p in layer_groups(model)[0]["params"])
+
+
+@pytest.mark.parametrize("key", ["logit_scale", "scaling", "high_res_vision_alpha", "beta", "layer_gamma", "gain", "factor", "gate"])
+def test_known_factors_lie_at_the_top(key):
+    model = Bare(**{key: (2,)})
+    assert any(p is getattr(model, key) for p in layer_groups(model)[-1]["params"])
 
 
 class Swapped(nn.Module):
@@ -701,6 +703,70 @@ def test_towers_stand_side_by_side_only_if_neither_reads_the_other():
     assert depth(Reader(True)) == {"vision_model.0": 0, "vision_model.1": 1 / 3, "text_model.0": 2 / 3, "text_model.1": 1}
     batch = {"input_ids": torch.tensor([[1, 5, 2]]), "pixel_values": torch.zeros(1, 3, 32, 32)}
     assert [group["depth"] for group in layer_groups(clip(), batch)] == [group["depth"] for group in layer_groups(clip())]
+
+
+class Listener(nn.Module):
+    "Two towers of different height; a norm and a head read one of them, or both."
+
+    def __init__(self, reads, first):
+        super().__init__()
+        for name in ("vision_tower", "audio_tower")[::1 if first == "vision" else -1]:
+            setattr(self, name, nn.Sequential(*(nn.Linear(2, 2) for _ in range(4 if name == "vision_tower" else 2))))
+        self.norm, self.head, self.reads = nn.LayerNorm(2), nn.Linear(2, 2), reads
+
+    def forward(self, x):
+        read = {"vision": self.vision_tower, "audio": self.audio_tower}
+        return self.head(self.norm(sum(read[name](x) for name in self.reads)))
+
+
+@pytest.mark.parametrize("first", ["vision", "audio"])
+@pytest.mark.parametrize("reads", [["vision"], ["audio"], ["vision", "audio"], ["audio", "vision"]])
+def test_a_norm_over_towers_joins_the_tower_that_it_reads(first, reads):
+    model, x = Listener(reads, first), torch.ones(1, 2)
+    groups = layer_groups(model, x)
+    check(model, groups)
+    home = "audio_tower.1" if reads == ["audio"] else "vision_tower.3"  # the top of the tallest tower below it
+    assert group_of(model, groups, "norm.weight")["name"] == home
+    assert {group["name"]: group["depth"] for group in groups}["head"] == 1
+    if len(reads) == 1:
+        assert out_of_order(model, groups, x) == 0
+    assert group_of(model, layer_groups(model), "norm.weight")["name"] == "vision_tower.3"  # names do not say which it reads
+
+
+def test_numbered_parts_of_a_block_do_not_split_it():
+    "As in CoaT, whose parallel blocks look at three sizes with an attention each."
+    class Parallel(nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            for i in (2, 3, 4):
+                setattr(self, f"{part}{i}", Block(2))
+            self.fc = nn.Linear(2, 2)
+    for part in ("factoratt_crpe", "self_att", "attn", "attention_", "ffn", "moe"):
+        model = nn.ModuleDict(dict(parallel_blocks=nn.ModuleList([Parallel(part) for _ in range(3)]), head=nn.Linear(2, 2)))
+        assert [group["name"] for group in layer_groups(model)] == [*numbered("parallel_blocks.{}", 3), "head"]
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.words, self.rnn = nn.Embedding(9, 4), kind(4, 4, batch_first=True, **options)
+        self.head = nn.Linear(8 if options.get("bidirectional") else 4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(self.words(x))[0])
+
+
+@pytest.mark.parametrize("options", [{}, dict(bidirectional=True), dict(bias=False)])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_recurrent_stack_in_one_module_is_a_layer_each(kind, options):
+    model, batch = Tagger(kind, num_layers=11, **options), torch.ones(1, 3, dtype=torch.long)
+    for groups in (layer_groups(model), layer_groups(model, batch)):
+        check(model, groups)
+        assert [group["name"] for group in groups] == ["words", *numbered("rnn.{}", 11), "head"]
+        tensors = 8 if "bidirectional" in options else 2 if "bias" in options else 4
+        assert [len(group["params"]) for group in groups] == [1, *[tensors] * 11, 2]
+    assert [group["name"] for group in layer_groups(Tagger(kind, num_layers=1))] == ["words", "rnn", "head"]
+    assert [group["name"] for group in layer_groups(nn.LSTM(2, 2, num_layers=2))] == ["0", "1"]
 
 
 def test_place():
@@ -844,18 +910,6 @@ def test_matrices_count_in_a_chain(kinds):
     layers = [i for i, kind in enumerate(kinds) if kind in ("linear", "block")]
     assert [group["name"] for group in groups] == [str(i) for i in layers]
     assert [group["above"] for group in groups] == list(range(len(layers)))[::-1]
-
-
-def test_the_survey_measures_a_model_once_and_writes_its_page(tmp_path):
-    pytest.importorskip("timm"), pytest.importorskip("transformers"), pytest.importorskip("torchvision")
-    script = Path(__file__).resolve().parent.parent / "benchmarks" / "layers.py"
-    for _ in range(2):
-        done = subprocess.run([sys.executable, script, "--only", "timm", "--model", "coat_tiny", "--out", tmp_path / "page.md"],
-                              capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(script.parent.parent)})
-        assert done.returncode == 0, done.stderr[-2000:]
-    [row] = (tmp_path / "page.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(row)["example"]["raw"] == 0 < json.loads(row)["plain"]["raw"]
-    assert "| timm | coat_tiny | 52 | 5% |" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 def problem():
