@@ -24,20 +24,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if __name__ == "__main__": # before the imports that read them; who imports this file keeps an environment as it was
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
-import timm
-import torch
-import torchvision
-import transformers
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from transformers.models.auto import configuration_auto, modeling_auto
+import numpy as np # noqa: E402
+import timm # noqa: E402
+import torch # noqa: E402
+import torchvision # noqa: E402
+import transformers # noqa: E402
+from torch import Tensor, nn # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map_only # noqa: E402
+from transformers.models.auto import configuration_auto, modeling_auto # noqa: E402
 
-from dals.layerwise import layer_groups
+from dals.layerwise import layer_groups # noqa: E402
 
 LIMIT = 30 # seconds of computing for one model
 LIGHT = 300e6 # parameters; so many can run with values, where a pass depends on them

@@ -18,8 +18,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if __name__ == "__main__": # before the imports that read them; who imports this file keeps an environment as it was
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch # noqa: E402
 from torch import Tensor, nn # noqa: E402

@@ -325,8 +325,8 @@ def answers(
 
 def hub_answers() -> bool:
     "Whether asking the Hugging Face hub is worth while: it answers, or its client was told to use its cache alone"
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-    return offline or answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    from huggingface_hub import constants # what the client read from the environment when it was imported, which is what it will do
+    return constants.HF_HUB_OFFLINE or answers(constants.ENDPOINT)
 
 
 def hub_questions(

@@ -177,3 +177,15 @@ def test_the_surveys_page_says_what_its_rows_say():
     for row in ran:  # a row without repeated blocks may have a large group, and towers may be used in either order
         missed = (row["repeated"] and row["example"]["share"] > 1 / 2) or (row["example"]["read"] or 0) > 0
         assert missed == bool(re.search(rf"^\| (the same with an example|0 % of dependent).*\b{row['model']}\b", page, re.M)), row
+
+
+def test_who_imports_a_benchmark_keeps_the_environment(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for path in sorted((ROOT / "benchmarks").glob("*.py")): # HF_HUB_OFFLINE set late let later loads ask a hub five times that is not there
+        pytest.importorskip("timm" if path.stem == "layers" else "torch")
+        before = dict(os.environ)
+        spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        assert dict(os.environ) == before, path.name

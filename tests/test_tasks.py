@@ -141,11 +141,14 @@ def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
 
 
 def test_the_hub_is_given_up_at_once_where_it_cannot_be_reached(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
     assert not dals.tasks.hub_answers()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1") # its client looks into its cache by itself
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1") # too late: the client has read it, would ask five times and wait between
+    assert not dals.tasks.hub_answers()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True) # the client looks into its cache by itself
     assert dals.tasks.hub_answers()
 
 
