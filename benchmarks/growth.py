@@ -27,9 +27,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from dals.seeds import fit_seeds
-from dals.tasks import available, get_task
-from dals.training import device_name, fit, peak_memory, versions
+from dals.lab.seeds import fit_seeds
+from dals.lab.tasks import available, get_task
+from dals.lab.training import device_name, fit, peak_memory, versions
 
 CPU = torch.device("cpu")
 MOMENTUM, ONE = "SGD with momentum, foreach", "DALS, one group"

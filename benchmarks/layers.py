@@ -38,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only # noqa: E402
 from transformers.models.auto import configuration_auto, modeling_auto # noqa: E402
 
-from dals.layerwise import layer_groups # noqa: E402
+from dals.optim.layers import layer_groups # noqa: E402
 
 LIMIT = 30 # seconds of computing for one model
 LIGHT = 300e6 # parameters; so many can run with values, where a pass depends on them

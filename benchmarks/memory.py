@@ -12,7 +12,7 @@ STEPS = 12 # training steps, most of them of ordinary batches and two of the lon
 def distilbert(task):
     "The same texts, and a DistilBERT with random weights: memory does not ask what the weights are"
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
-    from dals.tasks import stock_logits
+    from dals.lab.texts import stock_logits
     return replace(task, logits=stock_logits,
                    model=lambda: DistilBertForSequenceClassification(DistilBertConfig(num_labels=task.classes)).train())
 
@@ -20,9 +20,9 @@ def distilbert(task):
 def measure(name: str, big: bool) -> tuple[int, int, list[int]]: # examples in train and test, three peaks
     "MiB that a fresh process holds at most: with its data read, in training, and in evaluation"
     import torch
-    from dals.strategies import get_strategy
-    from dals.tasks import get_task
-    from dals.training import accuracy, peak_memory, train_epoch
+    from dals.recipes.strategies import get_strategy
+    from dals.lab.tasks import get_task
+    from dals.lab.training import accuracy, peak_memory, train_epoch
     torch.set_num_threads(1)
     torch.manual_seed(0)
     place, task = torch.device("cpu"), get_task(name)
@@ -50,8 +50,8 @@ def main() -> None:
     words.add_argument("--out", default=str(Path(__file__).with_suffix(".md")), metavar="FILE", help="where the table goes")
     args = words.parse_args()
     import torch
-    from dals.tasks import TASKS, available
-    from dals.training import device_name
+    from dals.lab.tasks import TASKS, available
+    from dals.lab.training import device_name
     rows = []
     for name in args.only or [name for name in TASKS if available(name) is None]:
         for big in (False, True) if TASKS[name].base == "imdb" else (False,): # the largest

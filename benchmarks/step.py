@@ -27,8 +27,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from dals import DALS, layer_groups
-from dals.tasks import get_task
-from dals.training import device_name, peak_memory
+from dals.lab.tasks import get_task
+from dals.lab.training import device_name, peak_memory
 
 TOTAL = 10**6 # updates in the run that DALS is told of: more than are made here
 DECAY = 1e-4 # weight decay of every optimizer

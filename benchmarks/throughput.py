@@ -27,10 +27,12 @@ from torch import Tensor, nn # noqa: E402
 from torch.nn import functional as F # noqa: E402
 from torch.utils.data import DataLoader, Dataset, TensorDataset # noqa: E402
 
-from dals.seeds import fit_seeds # noqa: E402
-from dals.strategies import get_strategy # noqa: E402
-from dals.tasks import Budget, Data, Split, Task, available, get_task, minilm_tokenizer, standardized # noqa: E402
-from dals.training import device_name, fit, train_epoch # noqa: E402
+from dals.lab.seeds import fit_seeds # noqa: E402
+from dals.recipes.strategies import get_strategy # noqa: E402
+from dals.lab.pictures import standardized # noqa: E402
+from dals.lab.tasks import available, Budget, Data, get_task, Split, Task
+from dals.lab.texts import minilm_tokenizer
+from dals.lab.training import device_name, fit, train_epoch # noqa: E402
 
 SYNTHETIC, STRATEGIES = ("synthetic", "synthetic-released"), ("Fixed SGD", "AdamW")
 STAND_IN = "trec6+minilm-l6"

@@ -2,12 +2,13 @@
 
 __version__ = "0.1.0"
 
-from dals.layerwise import layer_groups
-from dals.optimizer import DALS, DALSAcc, DALSFast
-from dals.strategies import STRATEGIES
-import dals.ablation  # registers its protocol
-import dals.released  # registers its protocol
-from dals.training import fit
-from dals.benchmark import benchmark, own_task
+from dals.optim.layers import layer_groups
+from dals.optim.dals import DALS, DALSAcc, DALSFast
+from dals.recipes.strategies import STRATEGIES
+import dals.recipes.ablation  # registers its protocol
+import dals.recipes.released  # registers its protocol
+import dals.lab.texts, dals.lab.pictures  # register their tasks
+from dals.lab.training import fit
+from dals.lab.compare import benchmark, own_task
 
 __all__ = ["DALS", "DALSAcc", "DALSFast", "STRATEGIES", "benchmark", "fit", "layer_groups", "own_task"]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from dals import kernels
-from dals.optimizer import DALS, DALSAcc, DALSFast, detect, tensor_step
+from dals.optim import kernels
+from dals.optim.dals import DALS, DALSAcc, DALSFast
+from dals.optim.update import detect, tensor_step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {"momentum": 0.9, "weight_decay": 0.01, "trust": 0.02, "trust_clip": (0.2, 5.0)}

@@ -16,17 +16,18 @@ from torch import nn
 
 from records import retold
 
-from dals.ablation import (
-    ALL, CELLS, DETECTORS, EFFECTS, FACTORS, NO_PHASES, NOTHING, RATES, RIVAL, answers, asked, averaging, best_rate, best_rates, by_epoch,
-    cell_name, contrast, effect_by_seed, effects, kappa, measured, phase_comparisons, phase_shares, plan_of, primary, runs_of,
-    said_of_phases, train_part, trend, without_progress,
+from dals.paper.ablation import (
+    ALL, CELLS, EFFECTS, NO_PHASES, NOTHING, RATES, RIVAL, answers, asked, best_rate, best_rates, cell_name, contrast, effect_by_seed,
+    effects, kappa, measured, phase_comparisons, phase_shares, plan_of, primary, runs_of, said_of_phases, train_part, trend,
+    without_progress,
 )
-from dals.results import Store, complete
-from dals.results import settings as settings_of
-from dals.statistics import paired
-from dals.strategies import STRATEGIES
-from dals.training import fit
-from dals.tuning import TUNING_SEEDS
+from dals.recipes.ablation import DETECTORS, FACTORS, averaging, by_epoch
+from dals.lab.store import complete, Store
+from dals.lab.store import settings as settings_of
+from dals.lab.statistics import paired
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.training import fit
+from dals.lab.tuning import TUNING_SEEDS
 
 
 def problem():
@@ -164,14 +165,14 @@ def test_trend_is_the_mean_of_a_window_and_noise_keeps_what_is_left(losses, wind
 
 def test_the_experiment_trains_chooses_and_reads(tmp_path, monkeypatch):
     "The smallest case: two cells at smoke size, all rates"
-    monkeypatch.setattr("dals.ablation.CELLS", (RIVAL, NOTHING))
+    monkeypatch.setattr("dals.paper.ablation.CELLS", (RIVAL, NOTHING))
     store = Store(tmp_path / "published", tmp_path / "local")
     with pytest.raises(ValueError, match="train the part 'rates' first"):
         plan_of("best", store)
     def smoke(cells, lr):
         return asked("synthetic+validation", cells, (1000, 1001), lr, profile="smoke")
     configs = [config for lr in RATES for config in smoke((RIVAL, NOTHING), lr)]
-    monkeypatch.setattr("dals.ablation.plan_of", lambda part, store: configs)
+    monkeypatch.setattr("dals.paper.ablation.plan_of", lambda part, store: configs)
     assert train_part("rates", store, jobs=1, most=8) == 4 * len(RATES) - 8
     assert best_rates(store, profile="smoke") == {}
     assert train_part("rates", store, jobs=1) == 0

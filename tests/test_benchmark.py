@@ -14,11 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dals import benchmark, own_task
-from dals.benchmark import Comparison, check, default_target, load_task, stack, table
+from dals.lab.compare import check, Comparison, default_target, load_task, stack, table
 from dals.cli import main
-from dals.results import Conflict, Store, run_one
-from dals.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
-from dals.tasks import TASKS, Budget, Unavailable, get_task
+from dals.lab.store import Conflict, Store
+from dals.lab.sweep import run_one
+from dals.recipes.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
+from dals.lab.tasks import TASKS, Budget, get_task, Unavailable
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)
@@ -406,9 +407,9 @@ def test_a_script_without_a_guard_is_told_so_before_a_worker_starts(root):
     ("answer = unguarded()\nif __name__ == '__main__':\n    pass", True),
     ("import multiprocessing\nif multiprocessing.parent_process() is None:\n    answer = unguarded()", False)])
 def test_what_counts_as_a_guard(root, program, found):
-    (root / "script.py").write_text(f"from dals.results import unguarded\n{program}\n", encoding="utf-8")
+    (root / "script.py").write_text(f"from dals.lab.store import unguarded\n{program}\n", encoding="utf-8")
     assert runpy.run_path("script.py", run_name="__main__")["answer"] is found
-    exec(compile(f"from dals.results import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
+    exec(compile(f"from dals.lab.store import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
     assert cell["answer"] is False # a cell of a notebook is imported by nobody
 
 
@@ -416,8 +417,8 @@ def test_strategies_that_the_file_registers_are_known_on_the_command_line(root, 
     for names in (STRATEGIES, COMPOSITIONS["paper"], *(HYPERPARAMETERS["paper"][regime] for regime in ("scratch", "finetune"))):
         monkeypatch.setitem(names, "Plain", None) # so that it is taken out again
     (root / "plain.py").write_text(FILE.replace("from beside import CLASSES", """
-from dals.schedule import constant
-from dals.strategies import HYPERPARAMETERS, strategy
+from dals.optim.schedule import constant
+from dals.recipes.strategies import HYPERPARAMETERS, strategy
 CLASSES = 3
 
 @strategy("Plain", "home-made", "SGD", "nobody's")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dals.tasks import available
+from dals.lab.tasks import available
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,14 +15,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dals.claims import (BESIDE, COMMONEST, CUT, ENOUGH, FAILS, HOLDS, JUDGES, LIMIT, LISTED, NOTHING, OPEN, OWN, PAPER, PAPERS, PARTLY,
-                         PARTS, REHEARSAL, RULE, STANDIN, Ground, Ruling, by_claim, claims_html, claims_rows, floor, gather, headline,
-                         needed, overall, rulings, shown, standing)
-from dals.published import CLAIMS, TABLE2
-from dals.report import save_table
-from dals.results import Store, complete, key_of, settings
-from dals.strategies import STRATEGIES
-from dals.training import Run
+from dals.paper.claims import (
+    BESIDE, COMMONEST, CUT, ENOUGH, FAILS, HOLDS, JUDGES, LIMIT, LISTED, NOTHING, OPEN, OWN, PAPER, PAPERS, PARTLY, PARTS, REHEARSAL,
+    RULE, STANDIN, by_claim, claims_html, claims_rows, floor, gather, Ground, headline, needed, overall, Ruling, rulings, shown,
+    standing,
+)
+from dals.paper.published import CLAIMS, TABLE2
+from dals.lab.render import save_table
+from dals.lab.store import complete, key_of, settings, Store
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.training import Run
 
 ROOT = Path(__file__).parents[1]
 PART = {part.name: part for part in PARTS}
@@ -51,8 +53,8 @@ class Second:
         self.all = pd.DataFrame(rows).fillna({"variant": ""})
         self.all = self.all[(self.all.seed < 1000) & (self.all.seed != 42)]
         self.frames = {}
-        self.table2 = pd.read_csv(ROOT / "dals" / "data" / "table2_benchmark.csv", index_col="strategy")
-        self.table3 = pd.read_csv(ROOT / "dals" / "data" / "table3_convergence.csv", index_col="strategy")
+        self.table2 = pd.read_csv(ROOT / "dals" / "paper" / "data" / "table2_benchmark.csv", index_col="strategy")
+        self.table3 = pd.read_csv(ROOT / "dals" / "paper" / "data" / "table3_convergence.csv", index_col="strategy")
         self.family = pd.Series({name: strategy.family for name, strategy in STRATEGIES.items()})
 
     def at(self, task, protocol, profile, measure="best", variants=()):
@@ -393,7 +395,8 @@ def test_the_rule_says_what_the_code_does():
 
 
 def test_the_commonest_answers_are_those_of_the_test_sets():
-    from dals.tasks import Unavailable, rte_pairs, trec_questions
+    from dals.lab.tasks import Unavailable
+    from dals.lab.texts import rte_pairs, trec_questions
     for base, read in (("rte", rte_pairs), ("trec6", trec_questions)):
         try:
             labels = Counter(int(label) for label in read()[1][1])

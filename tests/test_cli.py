@@ -18,13 +18,18 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from dals import __version__, cli, results, tasks
-from dals.cli import columns, cost, expected, main, parse_seeds, parser, plan, seeds_text
-from dals.released import VARIANTS
-from dals.report import check_parameters
-from dals.results import Store, claimed, run_one
-from dals.strategies import STRATEGIES
-from dals.training import device_name, find_device
+import dals.lab.compare
+import dals.lab.sweep
+from dals import __version__, cli
+from dals.lab import tasks
+from dals.cli import main, parser
+from dals.lab.plans import columns, cost, expected, parse_seeds, plan, seeds_text
+from dals.recipes.released import VARIANTS
+from dals.paper.page import check_parameters
+from dals.lab.store import claimed, Store
+from dals.lab.sweep import run_one
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.training import device_name, find_device
 from records import assert_no_wait
 
 DALS = [sys.executable, "-m", "dals.cli"]
@@ -125,7 +130,7 @@ def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_ru
 
 
 def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
-    experiment(root, "table1_components.ipynb", "from dals.report import save_table\nassert rows == [1, 2]\n"
+    experiment(root, "table1_components.ipynb", "from dals.paper.tables import save_table\nassert rows == [1, 2]\n"
                "save_table('<table><tr><td>kept</td></tr></table>', 'table1_components', out)", "out = '_out'\nrows = None")
     experiment(root, "figure4_stlr.ipynb", "raise ArithmeticError('the triangle\\nhas no corner')", "out = '_out'\nrows = None")
     assert main(["report", "--only", "table1", "figure4", "-p", "rows=[1, 2]", "--out", "_page"]) == 1
@@ -174,7 +179,7 @@ def test_replay_says_how_far_and_fails_beyond_the_tolerance(root, capsys):
 
 
 def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
-    experiment(root, "table2_benchmark.ipynb", "from dals.results import Store\n"
+    experiment(root, "table2_benchmark.ipynb", "from dals.lab.store import Store\n"
                "assert {run.origin for run in Store(published, local).runs()} == {'local'}", "out = '_out'\npublished = ''\nlocal = ''")
     words = ["reproduce", "--only", "table2", "--profile", "smoke", "--seeds", "1"]
     assert main(words) == 0
@@ -193,7 +198,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
     assert main(["train", "--task", "synthetic", "--strategy", "DALS", "--profile", "smoke", "--jobs", "1"]) == 0
     record, = Store().runs()
     asked = []
-    monkeypatch.setattr("dals.results.run_one", lambda config: asked.append(config["fast"]) or record)
+    monkeypatch.setattr("dals.lab.sweep.run_one", lambda config: asked.append(config["fast"]) or record)
     for changes in ({}, {"precision": "bfloat16"}, {"compiled": True}):
         Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}), encoding="utf-8")
         assert main(["verify", "-n", "1"]) == 0
@@ -248,7 +253,7 @@ def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypat
 
 def test_starting_is_light():
     program = ("import sys, dals.cli; dals.cli.parser()\nheavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', "
-               "'datasets', 'distributed', 'nbdev', 'fastcore', 'IPython', 'dals.report'} & set(sys.modules)\nassert not heavy, heavy")
+               "'datasets', 'distributed', 'nbdev', 'fastcore', 'IPython', 'dals.paper.tables'} & set(sys.modules)\nassert not heavy, heavy")
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -491,9 +496,9 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
 def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
     draw = random.Random(21)
     monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at models takes its time
-    monkeypatch.setattr(results, "sweep", lambda *args, **more: results.Swept()) # training is for other tests;
-    monkeypatch.setattr(sys.modules["dals.benchmark"], "sweep", results.sweep) # what is planned, refused and printed is real
-    monkeypatch.setattr("dals.tuning.tune", lambda *args, **more: [])
+    monkeypatch.setattr("dals.lab.sweep.sweep", lambda *args, **more: dals.lab.sweep.Swept()) # training is for other tests;
+    monkeypatch.setattr(sys.modules["dals.lab.compare"], "sweep", dals.lab.sweep.sweep) # what is planned, refused and printed is real
+    monkeypatch.setattr("dals.lab.tuning.tune", lambda *args, **more: [])
     monkeypatch.setattr(cli, "run_notebooks", lambda *args: {})
     names = ["synthetic", "synthetic-released", "synthetic+draw-3", "synthetic+draw-0", "synthetic+validation", "nosuch", "", "..", "a/b",
              "mine", "DALS", "Fixed SGD", "*", "\xe9\xb1\ud800", "0", "-1", "1e9", "nan", "inf", "9" * 30, "0-3", "3-0", "0-" + "9" * 12,
@@ -610,15 +615,15 @@ def test_train_stops_starting_when_the_minutes_are_up_and_goes_on(root, capsys, 
     words = ["train", "--task", "synthetic", "--strategy", "Adam", "DALS", "--seeds", "0-2", "--profile", "smoke", "--jobs", "1"]
     now = [0.0, 10.0, 59.9, *[60.0] * 4, 0.0, *[1.0] * 4] # the call, then a look before each run; and the second call
     clock = SimpleNamespace(**{**vars(time), "time": lambda: now.pop(0)})
-    sweep = results.sweep
+    sweep = dals.lab.sweep.sweep
 
     def pool(*args, **more):
         with ThreadPoolExecutor(1) as executor, monkeypatch.context() as patch:
-            patch.setattr(results, "time", clock)
-            patch.setattr(results, "claimed", lambda claim: contextlib.nullcontext(True))
+            patch.setattr(dals.lab.sweep, "time", clock)
+            patch.setattr("dals.lab.sweep.claimed", lambda claim: contextlib.nullcontext(True))
             patch.setattr(Store, "clean", lambda self: 0)
             return sweep(*args, **{**more, "executor": executor})
-    monkeypatch.setattr(results, "sweep", pool)
+    monkeypatch.setattr("dals.lab.sweep.sweep", pool)
     assert main([*words, "--minutes", "1"]) == 0
     out = capsys.readouterr().out
     assert "6 of 6 runs to do" in out and "none started after 1 minute" in out

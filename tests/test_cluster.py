@@ -1,4 +1,4 @@
-"The recipes of chapter 14 for dask, word for word: who may send code to a scheduler, and on which addresses it listens."
+"The recipes of chapter 4.18 for dask, word for word: who may send code to a scheduler, and on which addresses it listens."
 import json
 import os
 import re

@@ -24,10 +24,10 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-from dals.adaptive import AdaBound
-from dals.joint import SAM, Grokfast, Lion, Lookahead
-from dals.layerwise import LARS
-from dals.optimizer import DALS, DALSAcc, DALSFast
+from dals.optim.adaptive import AdaBound
+from dals.optim.joint import SAM, Grokfast, Lion, Lookahead
+from dals.optim.layerwise import LARS
+from dals.optim.dals import DALS, DALSAcc, DALSFast
 
 LOSS = ("dals", "dals_fast", "dals_acc")  # read the loss, from the closure
 TORCH = {info.optim_cls: info for info in optim_db}

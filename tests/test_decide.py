@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from dals import results
-from dals.claims import OPEN, PARTS, rulings, standing
-from dals.cli import by_worth, expected, main, prices, shared_time, total
-from dals.results import Store, duration, key_of, run_one
-from dals.tasks import TASKS, Unavailable
+import dals.lab.sweep
+import dals.lab.store
+from dals.paper.claims import OPEN, PARTS, rulings, standing
+from dals.cli import main, total
+from dals.lab.plans import by_worth, expected, prices, shared_time
+from dals.lab.store import key_of, Store
+from dals.lab.sweep import duration, run_one
+from dals.lab.tasks import TASKS, Unavailable
 
 DALS = [sys.executable, "-m", "dals.cli", "decide"]
 
@@ -47,7 +50,7 @@ def rows(out: str) -> dict[str, str]:
 
 
 def stored(record, strategy: str, seed: int, **more) -> None:
-    Store().put(replace(record, strategy=strategy, seed=seed, config={**results.settings(
+    Store().put(replace(record, strategy=strategy, seed=seed, config={**dals.lab.store.settings(
         {"task": record.task, "strategy": strategy, "protocol": record.protocol, "profile": record.profile}),
         "steps_per_epoch": record.config["steps_per_epoch"]}, **more))
 
@@ -178,7 +181,7 @@ def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, mo
         raise Unavailable("synthetic is at the cleaner's: fetch it")
     monkeypatch.setitem(TASKS, "synthetic", replace(TASKS["synthetic"], read=absent))
     swept = []
-    monkeypatch.setattr(results, "sweep", lambda configs, *args, **more: swept.extend(configs) or results.Swept())
+    monkeypatch.setattr("dals.lab.sweep.sweep", lambda configs, *args, **more: swept.extend(configs) or dals.lab.sweep.Swept())
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "5"]) == 0
     out = capsys.readouterr().out
     assert "not here: C8a on synthetic. synthetic is at the cleaner's: fetch it" in out
@@ -186,7 +189,7 @@ def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, mo
 
 
 def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch):
-    sweep, started = results.sweep, []
+    sweep, started = dals.lab.sweep.sweep, []
 
     class Clock:
         "Real time, but every run lasts half a minute"
@@ -203,8 +206,8 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
     def threads(*args, **more):
         with ThreadPoolExecutor(1) as pool:
             return sweep(*args, **{**more, "executor": pool, "run": half_a_minute})
-    monkeypatch.setattr(results, "sweep", threads)
-    monkeypatch.setattr(results, "time", Clock())
+    monkeypatch.setattr("dals.lab.sweep.sweep", threads)
+    monkeypatch.setattr(dals.lab.sweep, "time", Clock())
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "2"]) == 0
     out = capsys.readouterr().out
     assert len(records(root)) == 4 and "the 2 minutes are up: 76 of 80 runs were not started" in out # at 0, 30, 60 and 90 seconds
@@ -219,14 +222,14 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
 
 
 def test_a_list_that_is_capped_says_so_and_one_is_no_plural(root, capsys, monkeypatch):
-    monkeypatch.setattr("dals.claims.LISTED", 7)
+    monkeypatch.setattr("dals.paper.claims.LISTED", 7)
     assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[3].startswith("1 part: 0 hold, 0 do not hold, 1 open, 0 no information. The 7 runs that can be made here")
     (line,) = [line for line in out.splitlines() if line.startswith("  C8a on ")]
     assert "7 runs more, listed up to " in line and "it lacks 20, and the rest is listed when these are stored" in line
     assert "settled" not in out
-    monkeypatch.setattr("dals.claims.LISTED", 1)
+    monkeypatch.setattr("dals.paper.claims.LISTED", 1)
     assert main(["decide", "C8a", "--profile", "smoke", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "1 run more, listed up to" in out and "The 1 run that can be made here" in out

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn import Parameter
 
 from dals import DALS, layer_groups
-from dals.adaptive import AdaBound
-from dals.joint import SAM, Grokfast, Lion, Lookahead
-from dals.layerwise import LARS
+from dals.optim.adaptive import AdaBound
+from dals.optim.joint import SAM, Grokfast, Lion, Lookahead
+from dals.optim.layerwise import LARS
 from torches import flattens
 
 if not torch.distributed.is_available():

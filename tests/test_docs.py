@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 import dals
-from dals import adaptive, joint, layerwise, optimizer, published, schedule, strategies
+from dals.optim import adaptive, base, dals as optimizer, joint, layerwise, schedule
+from dals.paper import published
+from dals.recipes import strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMIZERS = (dals.DALS, dals.DALSFast, dals.DALSAcc, adaptive.AdaBound, layerwise.LARS, joint.Lion, joint.Lookahead, joint.SAM,
               joint.Grokfast)
 SCHEDULES = (schedule.constant, schedule.cosine, schedule.step_decay, schedule.restarts, schedule.warmup, schedule.floored,
              schedule.per_step, schedule.PerStep, joint.stlr)
-METHODS = (strategies.Strategy.build, strategies.Strategy.settings, adaptive.Strict.step, joint.Lookahead.step, joint.SAM.step,
+METHODS = (strategies.Strategy.build, strategies.Strategy.settings, base.Strict.step, joint.Lookahead.step, joint.SAM.step,
            joint.Grokfast.step, dals.DALS.step, dals.DALS.observe, dals.DALS.factor, dals.DALSAcc.factor, dals.DALS.memory,
            dals.DALS.add_param_group, dals.DALS.check, dals.DALS.load_state_dict)
 PUBLIC = (*OPTIMIZERS, *SCHEDULES, *METHODS, dals.layer_groups, layerwise.discriminative, strategies.Strategy, strategies.get_strategy,
@@ -170,10 +172,10 @@ SCRIPT = """
     from torch import Tensor, nn
 
     from dals import DALS, STRATEGIES, DALSAcc, DALSFast, benchmark, fit, layer_groups, own_task
-    from dals.adaptive import AdaBound
-    from dals.joint import SAM, Grokfast, Lion, Lookahead
-    from dals.layerwise import LARS, discriminative
-    from dals.schedule import cosine, per_step, warmup
+    from dals.optim.adaptive import AdaBound
+    from dals.optim.joint import SAM, Grokfast, Lion, Lookahead
+    from dals.optim.layerwise import LARS, discriminative
+    from dals.optim.schedule import cosine, per_step, warmup
 
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
     inputs, labels = torch.ones(8, 4), torch.zeros(8, dtype=torch.long)
@@ -214,7 +216,7 @@ MISSPELT = """
     from torch import nn
 
     from dals import DALS, STRATEGIES, DALSAcc, DALSFast
-    from dals.joint import SAM, Grokfast, Lookahead
+    from dals.optim.joint import SAM, Grokfast, Lookahead
 
     model = nn.Linear(4, 3)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"DALS in Trainer, accelerate and Lightning: the recipes that chapter 19 prints, each cut out of the notebook and run against a plain loop."
+"DALS in Trainer, accelerate and Lightning: the recipes that chapter 3.3 prints, each cut out of the notebook and run against a plain loop."
 import json
 import logging
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from dals import DALS, layer_groups
-from dals.layerwise import discriminative
-from dals.optimizer import detect
+from dals.optim.layerwise import discriminative
+from dals.optim.update import detect
 
 CHAPTER = Path(__file__).resolve().parent.parent / "nbs" / "19_frameworks.ipynb"
 SMALL = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,

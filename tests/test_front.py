@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dals.ablation import primary
-from dals.claims import by_claim, overall, rulings
-from dals.results import Store
+from dals.paper.ablation import primary
+from dals.paper.claims import by_claim, overall, rulings
+from dals.lab.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPER = pd.read_csv(ROOT / "dals" / "data" / "table2_benchmark.csv").set_index("strategy")
+PAPER = pd.read_csv(ROOT / "dals" / "paper" / "data" / "table2_benchmark.csv").set_index("strategy")
 STLR, UNDONE = "STLR+Discriminative", "undo decay applied twice"
 B, A, TREC, CIFAR = "synthetic-released", "synthetic", "trec6+minilm-l6", "cifar10+jpeg"
 
@@ -136,7 +136,7 @@ def test_the_three_sentences(files, readme):
 
 def test_the_synthetic_column(files, readme):
     code, text = (measures(files, B, protocol, "synthetic") for protocol in ("released", "paper"))
-    table3 = pd.read_csv(ROOT / "dals" / "data" / "table3_convergence.csv").set_index("strategy")
+    table3 = pd.read_csv(ROOT / "dals" / "paper" / "data" / "table3_convergence.csv").set_index("strategy")
     own = some(files, B, "released", seeds=[42]).set_index("strategy").epochs_to
     met = sum(own[name][level] == table3.loc[name, f"epochs_to_{level}"] for name in table3.index for level in ("60", "70", "80", "90"))
     found = numbers(readme, "- **The synthetic column.")

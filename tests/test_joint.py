@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer, RAdam, lr_scheduler
 
-from dals.adaptive import AdaBound
-from dals.joint import SAM, Grokfast, Lion, Lookahead, stlr
+from dals.optim.adaptive import AdaBound
+from dals.optim.joint import SAM, Grokfast, Lion, Lookahead, stlr
 from torches import flattens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dals.layerwise import LARS, discriminative, layer_groups
+from dals.optim.layers import layer_groups
+from dals.optim.layerwise import LARS, discriminative
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer_groups")  # a block of a tiny network is easily a third of it
 
@@ -842,7 +843,7 @@ OWN = {  # the networks that records were made with: their layers are part of wh
 
 @pytest.mark.parametrize("name", [*OWN, "distilbert"])
 def test_the_groups_of_our_own_networks_stay(name):
-    from dals.tasks import available, get_task
+    from dals.lab.tasks import available, get_task
     if name == "distilbert":
         model = ZOO[name][0]()
         layers = [*(f"distilbert.{layer}" for layer in DISTIL_LAYERS), "pre_classifier", "classifier"]

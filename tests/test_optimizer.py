@@ -14,9 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-import dals.optimizer
-from dals.joint import Grokfast, Lookahead
-from dals.optimizer import DALS, DALSAcc, DALSFast
+import dals.optim.blocks
+import dals.optim.dals
+import dals.optim.update
+from dals.optim.joint import Grokfast, Lookahead
+from dals.optim.dals import DALS, DALSAcc, DALSFast
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 ORDER = GOLDEN["problem"]["order"]
@@ -153,10 +155,10 @@ def test_the_cut_into_batches_changes_nothing(monkeypatch):
     trial = Trial(5)
     ps, qs = trial.params(), trial.params()
     whole = trial.go(MAKERS["DALS"](trial.groups(ps), foreach=True), ps)
-    cut, seen = dals.optimizer.cache_sized, []
-    monkeypatch.setattr(dals.optimizer, "CACHE", 2)
-    monkeypatch.setattr(dals.optimizer, "PIECE", 2)
-    monkeypatch.setattr(dals.optimizer, "cache_sized", lambda *asked: seen.append(cut(*asked)) or seen[-1])
+    cut, seen = dals.optim.blocks.cache_sized, []
+    monkeypatch.setattr(dals.optim.blocks, "CACHE", 2)
+    monkeypatch.setattr(dals.optim.blocks, "PIECE", 2)
+    monkeypatch.setattr(dals.optim.dals, "cache_sized", lambda *asked: seen.append(cut(*asked)) or seen[-1])
     same(whole, trial.go(MAKERS["DALS"](trial.groups(qs), foreach=True), qs), rtol=1e-12, atol=1e-14)
     assert any(b - a == 2 and a for batches in seen for batch in batches for _, a, b in batch) # tensors were cut
 
@@ -309,12 +311,12 @@ def test_tensor_subclasses_take_the_loop():
     p = Tagged(double([3.0, 4.0]))
     p.grad = double([0.1, 0.1])
     optimizer = DALS([p], total_steps=3)
-    original = dals.optimizer.foreach_step
-    dals.optimizer.foreach_step = lambda *args, **kwargs: calls.append(args)
+    original = dals.optim.dals.foreach_step
+    dals.optim.dals.foreach_step = lambda *args, **kwargs: calls.append(args)
     try:
         optimizer.step(lambda: 1.0)
     finally:
-        dals.optimizer.foreach_step = original
+        dals.optim.dals.foreach_step = original
     assert not calls and not torch.equal(p.detach(), double([3.0, 4.0]))
 
 
@@ -367,8 +369,8 @@ def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed
 
 def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
     "And again after each change of one thing: options by name, a list or a tensor in place, a weight frozen, its dtype, a new group."
-    calls, together = [], dals.optimizer.together
-    monkeypatch.setattr(dals.optimizer, "together", lambda *args: calls.append(args) or together(*args))
+    calls, together = [], dals.optim.dals.together
+    monkeypatch.setattr(dals.optim.dals, "together", lambda *args: calls.append(args) or together(*args))
     ps = [Parameter(double([3.0, 4.0])), Parameter(double([1.0]))]
     optimizer = DALS([{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0}], total_steps=None, schedule=None, thresholds=None,
                      trust_clip=[0.2, 5.0])
@@ -402,7 +404,7 @@ def test_batches_by_hand():
     moved, clip, memory = (0.6, 0.9, 0.0, 0.02, 1e-8), (0.2, 5.0), (0.3, 0.6) # alpha, momentum, weight decay, trust, eps
     groups = [(0.1, (None, 0.0, True, *moved), clip, 2), (0.2, (None, 0.5, True, *moved), clip, 1),
               (0.1, (None, 1.0, False, *moved), clip, 2)]
-    found = dals.optimizer.together((0, 1), [memory] * 3, groups, [kind, other, kind, kind, kind])
+    found = dals.optim.dals.together((0, 1), [memory] * 3, groups, [kind, other, kind, kind, kind])
     options = {"momentum": 0.9, "weight_decay": 0.0, "trust": 0.02, "eps": 1e-8, "trust_clip": clip}
     top = pytest.approx(0.7)
     assert found == [("class", "device", 0.1, None, memory, options, [0, 3, 4], [(0.3, 0.3), (1.0, top), (1.0, top)], [7, 7, 7]),
@@ -542,7 +544,7 @@ def test_a_step_that_a_scaler_skips_takes_its_loss_along(wrap, order):
         kept += [] if bad else [loss]
         average, phase = None, 0
         for x in kept:
-            average, phase = dals.optimizer.detect(x, average, phase)
+            average, phase = dals.optim.update.detect(x, average, phase)
         assert base.loss_ema == pytest.approx(average) and base.phase == phase and base.param_groups[0]["step"] == len(kept), step
     assert scaler.get_scale() == 1.0
 

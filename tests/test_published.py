@@ -1,9 +1,9 @@
 "The paper's tables as data: whole, in step with the registry, and consistent with the tasks."
 import pytest
 
-from dals.published import CLAIMS, COLUMNS, GENERATION, TABLE2, TABLE3
-from dals.strategies import STRATEGIES
-from dals.tasks import TASKS
+from dals.paper.published import CLAIMS, COLUMNS, GENERATION, TABLE2, TABLE3
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.tasks import TASKS
 
 
 def test_the_rows_are_the_registered_strategies_in_the_same_order():

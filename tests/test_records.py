@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dals.published import SEED42, TABLE2, TABLE3
-from dals.report import column_measures, table2, table2_html, table2_notes
-from dals.released import VARIANTS
-from dals.results import Store, settings
-from dals.strategies import STRATEGIES
-from dals.tasks import get_task
-from dals.tuning import TUNING_SEEDS, choice, rates
+from dals.paper.published import SEED42, TABLE2, TABLE3
+from dals.paper.tables import column_measures, table2, table2_html, table2_notes
+from dals.recipes.released import VARIANTS
+from dals.lab.store import settings, Store
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.tasks import get_task
+from dals.lab.tuning import TUNING_SEEDS, choice, rates
 
 RUNS = Store(local="_none").runs(variant="*")
 TABLES = [run for run in RUNS if run.variant is None]
@@ -141,7 +141,7 @@ def test_the_records_of_the_four_columns_say_what_stands_in_and_what_it_held_in_
 
 # Table 2 once more, from the files, with pandas and scipy: nothing below calls the library but for what it has to say.
 ROOT = Path(__file__).parents[1]
-PAPER = pd.read_csv(ROOT / "dals" / "data" / "table2_benchmark.csv").set_index("strategy")
+PAPER = pd.read_csv(ROOT / "dals" / "paper" / "data" / "table2_benchmark.csv").set_index("strategy")
 COMMONEST = {"synthetic-released": 1022 / 2000, "synthetic": 183 / 1600, "cifar10": 0.1, "rte": 146 / 277, "trec6": 138 / 500, "imdb": 0.5}
 PROTOCOLS = {"released": "released", "paper": "text"}  # and how the table calls them
 COLUMNS = [(task, protocol) for task in COMMONEST for protocol in PROTOCOLS]

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dals
-from dals.released import DEVIATIONS, RELEASED, TOLERANCE, VARIANTS, child_groups, replay
-from dals.strategies import HYPERPARAMETERS, STRATEGIES
-from dals.tasks import get_task
+from dals.recipes.released import DEVIATIONS, RELEASED, VARIANTS, child_groups
+from dals.recipes.replay import TOLERANCE, replay
+from dals.recipes.strategies import HYPERPARAMETERS, STRATEGIES
+from dals.lab.tasks import get_task
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 FOUND = {result.run: result for result in replay(GOLDEN)}
@@ -233,7 +234,7 @@ WORDS = {"lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay", "et
 
 def test_every_stated_hyperparameter_is_the_one_in_the_table():
     seen = set()
-    with open(Path(dals.__file__).parent / "data" / "hyperparameters.csv", encoding="utf-8") as file:
+    with open(Path(dals.__file__).parent / "paper" / "data" / "hyperparameters.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["protocol"] == "released" and row["strategy"] in STRATEGIES]
     rates = {"rte": (5e-4, 5e-5), "imdb": (5e-4, 5e-5), "trec6": (3e-4, 3e-5), "synthetic-released": (0, 0), "synthetic": (0, 0)}
     for task, (s, a) in rates.items():

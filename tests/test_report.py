@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from dals.published import COLUMNS, TABLE2, TABLE3
-from dals.report import (EXPERIMENTS, LEVELS, PARAMETERS, RULE, RULE3, VERDICTS, ParameterError, at_chance, bound, budget_note, build_index,
-                         check_parameters, code_html, column_measures, kinds, markdown, pooled, save_figure, save_table, simple_table,
-                         source_text, table2, table2_about, table2_html, table2_notes, table2_rows, table2_sentences, table3, table3_about,
-                         table3_html, table3_rows, table3_sentences, to_csv, verdict)
-from dals.training import Run
+from dals.paper.published import COLUMNS, TABLE2, TABLE3
+from dals.lab.render import code_html, markdown, save_figure, save_table, simple_table, to_csv
+from dals.paper.page import EXPERIMENTS, PARAMETERS, build_index, check_parameters, ParameterError
+from dals.paper.tables import (
+    LEVELS, RULE, RULE3, VERDICTS, at_chance, bound, budget_note, column_measures, kinds, pooled, source_text, table2, table2_about,
+    table2_html, table2_notes, table2_rows, table2_sentences, table3, table3_about, table3_html, table3_rows, table3_sentences, verdict,
+)
+from dals.lab.training import Run
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parents[1]
@@ -538,7 +540,7 @@ PAGES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs" / "experiments").gl
 def test_pages_about_records_show_markdown_without_html_alone(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
-            assert not re.search(r"\bMarkdown\b", "".join(cell["source"])), "use dals.report.markdown"
+            assert not re.search(r"\bMarkdown\b", "".join(cell["source"])), "use dals.lab.render.markdown"
             assert not any("<" in "".join(out.get("data", {}).get("text/markdown", "")) for out in cell["outputs"])
 
 

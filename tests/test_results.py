@@ -15,14 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dals import results
-from dals.results import Conflict, Key, NewerRecord, Store, StoreError, binomial_se, key_of, prediction_interval, summary, sweep
-from dals.training import Run
+import dals.lab.sweep
+import dals.lab.store
+from dals.lab.intervals import binomial_se, prediction_interval, summary
+from dals.lab.store import Conflict, Key, key_of, NewerRecord, Store, StoreError
+from dals.lab.sweep import sweep
+from dals.lab.training import Run
 
 
 def made_up(config: dict) -> Run:
     "A record without a training, the worker function of the sweeps below; what else it does is told by the variant."
-    config = results.complete(config)
+    config = dals.lab.store.complete(config)
     if log := os.environ.get("RUN_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{config['seed']}\n")
@@ -35,7 +38,7 @@ def made_up(config: dict) -> Run:
             time.sleep(60)
         case "short":
             time.sleep(0.2)
-    asked = results.settings(config)
+    asked = dals.lab.store.settings(config)
     return Run(
         task=config["task"], strategy=config["strategy"], protocol=config["protocol"], profile=config["profile"], seed=config["seed"],
         variant=config["variant"], backbone=None, config={**asked, "steps_per_epoch": 2},
@@ -89,7 +92,7 @@ def test_a_full_disk_leaves_nothing_half(store, monkeypatch, call):
     with pytest.raises(StoreError, match="could not write 42.json.*No space left.*the result could not be kept beside it") as caught:
         store.put(made_up(config()))
     first, _, record = str(caught.value).partition("\n")
-    assert results.from_text(record) == made_up(config()) and files(store.local) == [] # nothing half, and nothing lost
+    assert dals.lab.store.from_text(record) == made_up(config()) and files(store.local) == [] # nothing half, and nothing lost
     monkeypatch.undo()
     assert store.put(made_up(config())).exists()
 
@@ -170,12 +173,12 @@ def test_a_damaged_record_is_named_set_aside_and_done_again(store, kind):
 
 
 def test_every_cut_of_a_record_is_noticed(store):
-    text = results.to_text(made_up(config())).rstrip()
+    text = dals.lab.store.to_text(made_up(config())).rstrip()
 
     @given(st.integers(0, len(text) - 1))
     def cut(length):
         with pytest.raises(ValueError):
-            results.from_text(text[:length])
+            dals.lab.store.from_text(text[:length])
     cut()
 
 
@@ -222,7 +225,7 @@ def test_local_overlays_published_and_publishing_loses_nothing(store):
 
 
 def test_a_killed_writer_leaves_a_file_that_is_ignored_and_cleaned(store):
-    program = ("import os, signal, sys; from test_results import made_up, config; from dals.results import Store\n"
+    program = ("import os, signal, sys; from test_results import made_up, config; from dals.lab.store import Store\n"
                "os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
                "Store(sys.argv[1], sys.argv[2]).put(made_up(config()))")
     died = subprocess.run([sys.executable, "-c", program, store.published, store.local], cwd=Path(__file__).parent)
@@ -270,26 +273,26 @@ def test_two_sweeps_on_one_store(store):
 def test_only_local_runs_what_is_published_too(store):
     store.put(made_up(config()))
     store.publish()
-    assert results.missing([config()], store) == [] and len(results.missing([config()], store, only_local=True)) == 1
+    assert dals.lab.sweep.missing([config()], store) == [] and len(dals.lab.sweep.missing([config()], store, only_local=True)) == 1
 
 
 def test_one_path_cannot_be_asked_for_twice_in_different_ways(store):
     with pytest.raises(Conflict, match="wanted twice.*hyperparameters.lr"):
-        results.missing([config(), config(overrides={"lr": 1})], store)
+        dals.lab.sweep.missing([config(), config(overrides={"lr": 1})], store)
     store.put(made_up(config(overrides={"lr": 1})))
     with pytest.raises(Conflict, match="the local store holds.*hyperparameters.lr.*variant"):
-        results.missing([config()], store)
-    assert results.missing([config(overrides={"lr": 1})], store) == []
+        dals.lab.sweep.missing([config()], store)
+    assert dals.lab.sweep.missing([config(overrides={"lr": 1})], store) == []
     with pytest.raises(ValueError, match="needs task and strategy"):
-        results.missing([{"task": "synthetic"}], store)
+        dals.lab.sweep.missing([{"task": "synthetic"}], store)
     with pytest.raises(ValueError, match="stratgy"):
-        results.missing([config(stratgy="DALS")], store)
+        dals.lab.sweep.missing([config(stratgy="DALS")], store)
     with pytest.raises(ValueError, match="jobs"):
         sweep([config()], store, jobs=0)
 
 
 def test_ctrl_c_loses_only_the_run_in_flight_and_leaves_no_worker(store, tmp_path):
-    program = ("import sys; from test_results import made_up, config; from dals.results import Store, sweep\n"
+    program = ("import sys; from test_results import made_up, config; from dals.lab.store import Store, sweep\n"
                "if __name__ == '__main__':\n"
                "    sweep([config(seed, variant='long' if seed == 1 else None) for seed in range(4)],\n"
                "          Store(sys.argv[1], sys.argv[2]), jobs=1, run=made_up)")

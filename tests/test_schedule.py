@@ -9,10 +9,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dals.fixed import tst_param
+from dals.lesson.fixed import tst_param
 from dals import DALS
-from dals.joint import stlr
-from dals.schedule import constant, cosine, floored, is_count, per_step, restarts, step_decay, warmup
+from dals.optim.joint import stlr
+from dals.optim.schedule import constant, cosine, floored, is_count, per_step, restarts, step_decay, warmup
 
 calm = settings(deadline=None, max_examples=50)  # a busy machine is not a failure
 progresses = st.floats(0, 1, exclude_min=True)

@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from dals.layerwise import layer_groups
-from dals.released import DEVIATIONS
-from dals.joint import SAM, Lookahead
-from dals.schedule import constant
-from dals.results import Store, StoreError, complete, key_of, missing
-from dals.seeds import accuracy_seeds, coupling, fit_seeds, members_of, run_stack, seeds_logits, stacked, stacks, sweep_together
-from dals.strategies import COMPOSITIONS, STRATEGIES
-from dals.tasks import Budget, Data, Split, Task, available, convnet, get_task, mlp
-from dals.training import Run, accuracy, fit
+from dals.optim.layers import layer_groups
+from dals.recipes.released import DEVIATIONS
+from dals.optim.joint import SAM, Lookahead
+from dals.optim.schedule import constant
+from dals.lab.store import complete, key_of, Store, StoreError
+from dals.lab.sweep import missing
+from dals.lab.seeds import accuracy_seeds, coupling, fit_seeds, members_of, run_stack, seeds_logits, stacked, stacks, sweep_together
+from dals.recipes.strategies import COMPOSITIONS, STRATEGIES
+from dals.lab.pictures import convnet
+from dals.lab.tasks import available, Budget, Data, get_task, mlp, Split, Task
+from dals.lab.training import accuracy, fit, Run
 
 COUPLED = ("LARS", "SAM", "SAM+Discriminative", "DALS", "DALS-Fast", "DALS-Acc")
 
@@ -259,7 +261,7 @@ def test_a_run_of_a_stack_that_cannot_be_stored_costs_none_of_the_others(tmp_pat
 
 def test_a_script_without_a_guard_is_told_so_before_stacks_are_trained(tmp_path):
     call = "print(sweep_together([{'task': 'synthetic', 'strategy': 'Adam', 'profile': 'smoke'}], Store('p', 'l'), jobs=1))"
-    (tmp_path / "bare.py").write_text(f"from dals.results import Store\nfrom dals.seeds import sweep_together\n{call}\n", encoding="utf-8")
+    (tmp_path / "bare.py").write_text(f"from dals.lab.store import Store\nfrom dals.lab.seeds import sweep_together\n{call}\n", encoding="utf-8")
     done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and 'below `if __name__ == "__main__":`' in done.stderr
     assert not (tmp_path / "l").exists()

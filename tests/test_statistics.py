@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dals.results import summary
-from dals.statistics import holm, improvement, indistinguishable, paired, rank_correlation, ranks
+from dals.lab.intervals import summary
+from dals.lab.statistics import holm, improvement, indistinguishable, paired, rank_correlation, ranks
 
 points = st.integers(-300, 300).map(lambda hundredths: hundredths / 100)
 differences = st.lists(points, min_size=2, max_size=8)

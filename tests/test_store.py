@@ -16,14 +16,16 @@ import pytest
 import torch
 from torch import nn
 
-from dals import results
-from dals.benchmark import own_task
+import dals.lab.store
+from dals.lab.compare import own_task
 from dals.cli import main
-from dals.optimizer import DALS
-from dals.results import Store, StoreError, code_notes, codes, key_of, mixed, outdated, run_one, summary, sweep
-from dals.strategies import STRATEGIES
-from dals.tasks import get_task
-from dals.training import behaviour, planned
+from dals.optim.dals import DALS
+from dals.lab.intervals import summary
+from dals.lab.store import code_notes, codes, key_of, mixed, outdated, Store, StoreError
+from dals.lab.sweep import run_one, sweep
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.tasks import get_task
+from dals.lab.training import behaviour, planned
 from records import assert_no_wait
 
 GOOD = Path(__file__).parents[1] / "results" / "synthetic" / "paper" / "paper" / "DALS" / "0.json"
@@ -56,7 +58,7 @@ def lay(store: Store, text: str, seed: int = 0, where: str = "local") -> Path:
 
 def changed(**values) -> str:
     "A good record, changed; a dotted name (with __) reaches inside, and ... takes a field away."
-    record = results.from_text(GOOD.read_text(encoding="utf-8")).to_dict()
+    record = dals.lab.store.from_text(GOOD.read_text(encoding="utf-8")).to_dict()
     for name, value in values.items():
         *parts, last = name.split("__")
         place = record
@@ -208,7 +210,7 @@ def test_130_damaged_records_end_in_no_traceback_and_none_is_counted_silently(st
         scores = [row["test_accuracy"] for row in run.history]
         assert (run.best_accuracy, run.final_accuracy, len(scores)) == (max(scores), scores[-1], run.config["epochs"])
         assert all(math.isfinite(value) for row in run.history for value in row.values())
-        results.from_text(results.to_text(run))
+        dals.lab.store.from_text(dals.lab.store.to_text(run))
     assert math.isfinite(summary(run.best_accuracy for run in runs).mean)
 
 
@@ -243,7 +245,7 @@ def refused(capsys, words: list[str]) -> str:
 @pytest.mark.parametrize("what, sentence", [("a link", "_results is a link that leads nowhere"), ("a file", "_results is no folder")])
 def test_where_the_local_store_is_no_folder_training_says_so_and_starts_nothing(root, capsys, monkeypatch, what, sentence):
     (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("", encoding="utf-8")
-    monkeypatch.setattr(results, "ProcessPoolExecutor", None) # nothing may be started
+    monkeypatch.setattr(dals.lab.sweep, "ProcessPoolExecutor", None) # nothing may be started
     assert sentence in refused(capsys, TRAIN)
     assert main(STATUS) == 0
     assert "_results" in capsys.readouterr().err # named, and passed over
@@ -258,7 +260,7 @@ def test_where_nothing_can_be_written_training_says_so_and_starts_nothing(root, 
             raise OSError(error, os.strerror(error))
         return real(path, flags, *rest, **more)
     monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(results, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(dals.lab.sweep, "ProcessPoolExecutor", None)
     assert os.strerror(error) in refused(capsys, TRAIN)
 
 
@@ -300,7 +302,7 @@ def test_what_is_no_file_in_the_place_of_a_record_is_named_and_never_waited_for(
     refused(capsys, TRAIN)
     with pytest.raises(StoreError, match="the result is kept as 0.json.kept"):
         store.put(run)
-    assert results.from_text((path.parent / "0.json.kept").read_text(encoding="utf-8")) == run and os.path.lexists(path)
+    assert dals.lab.store.from_text((path.parent / "0.json.kept").read_text(encoding="utf-8")) == run and os.path.lexists(path)
 
 
 def test_a_damaged_record_that_cannot_be_moved_is_no_endless_loop(store, run, monkeypatch):
@@ -327,12 +329,12 @@ def test_a_record_that_appears_meanwhile_with_other_settings_costs_no_result(sto
     with ThreadPoolExecutor(1) as pool:
         [reason] = sweep([config()], store, progress=None, run=slow, executor=pool).failed.values()
     assert "Conflict: the local store already holds" in reason and "the result is kept as 0.json.kept" in reason
-    kept = results.from_text((store.path(run).parent / "0.json.kept").read_text(encoding="utf-8"))
+    kept = dals.lab.store.from_text((store.path(run).parent / "0.json.kept").read_text(encoding="utf-8"))
     assert kept.history == run.history
 
 
 def test_names_are_utf_8_whatever_the_locale_says(root):
-    program = ("from dals.results import Store, run_one\n"
+    program = ("from dals.lab.store import Store, run_one\n"
                "run = run_one({'task': 'synthetic', 'strategy': 'DALS', 'seed': 0, 'profile': 'smoke'})\n"
                "run.device = 'cpu (Gr\\u00f6\\u00dfe)'\n"
                "store = Store(); store.put(run); [path] = store.publish()\n"
@@ -403,7 +405,7 @@ def test_a_step_that_was_changed_in_the_library_is_seen_said_and_done_again(stor
         assert store.get(*key_of(run)).history != run.history
     assert store.get(*key_of(old[0]), where="published") == old[0] # never edited, now in the shadow of a local one
     aside = store.path(old[2]).with_name("2.json.replaced")
-    assert results.from_text(aside.read_text(encoding="utf-8")) == old[2]
+    assert dals.lab.store.from_text(aside.read_text(encoding="utf-8")) == old[2]
 
 
 def test_records_from_before_there_was_a_fingerprint_are_marked_and_not_dropped(store, run):
@@ -426,7 +428,7 @@ def print_of(strategy: str, protocol: str = "paper", **changes) -> str | None:
 
 
 def test_a_fingerprint_is_the_same_in_every_process_and_with_any_number_of_threads():
-    program = ("import sys, torch; from test_store import print_of\nfrom dals.strategies import STRATEGIES\n"
+    program = ("import sys, torch; from test_store import print_of\nfrom dals.recipes.strategies import STRATEGIES\n"
                "torch.set_num_threads(2); torch.rand(3)\n"
                "print(*(print_of(name, protocol) for protocol in ('paper', 'released') for name in STRATEGIES))")
     other = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=Path(__file__).parent,
@@ -442,8 +444,8 @@ def test_a_fingerprint_is_the_same_in_every_process_and_with_any_number_of_threa
 def test_a_fingerprint_sees_the_composition_and_the_loop_but_not_the_rate(name, monkeypatch):
     plain = print_of(name)
     assert print_of(name, lr=0.123) == plain
-    from dals import training
-    from dals.strategies import COMPOSITIONS
+    from dals.lab import training
+    from dals.recipes.strategies import COMPOSITIONS
     composition = COMPOSITIONS["paper"][name]
     with monkeypatch.context() as patch: # the strategy's own line
         patch.setitem(COMPOSITIONS["paper"], name, lambda model, plan, *, lr, **rest: composition(model, plan, lr=1.001 * lr, **rest))

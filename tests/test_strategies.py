@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import dals
-from dals.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
+from dals.recipes.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
 
-DATA = Path(dals.__file__).parent / "data"
+DATA = Path(dals.__file__).parent / "paper" / "data"
 NAMES = {"lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay", "eta_min": "eta_min", "final_lr": "final_lr", "gamma": "gamma",
          "trust": "trust", "delta": "decay", "rho": "rho", "alpha": "alpha", "lambda": "lamb", "k": "k", "warmup": "warmup",
          "T_mult": "restart_mult", "cut_frac": "cut", "ratio": "ratio", "T_0": "restart_epochs"}

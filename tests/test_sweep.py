@@ -20,9 +20,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dals import results
-from dals.results import Store, StoreError, claimed, holder, key_of, run_one, sweep
-from dals.training import Run
+import dals.lab.sweep
+import dals.lab.store
+from dals.lab.store import claimed, holder, key_of, Store, StoreError
+from dals.lab.sweep import run_one, sweep
+from dals.lab.training import Run
 
 PATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -144,7 +146,7 @@ def test_a_dask_worker_is_killed_and_nothing_is_lost_or_run_twice(store, log):
 
 def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import sys; from test_sweep import config, run; from dals.results import Store, sweep\n"
+    script.write_text("import sys; from test_sweep import config, run; from dals.lab.store import Store, sweep\n"
                       "if __name__ == '__main__':\n"
                       "    swept = sweep([config(seed) for seed in range(6)], Store(sys.argv[1], sys.argv[2]), jobs=1, run=run)\n"
                       "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6",
@@ -158,7 +160,7 @@ def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
 
 def test_a_task_that_is_given_twice_is_run_once(store, log):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        answers = [pool.submit(results._work, run, results.complete(config()), store, False) for _ in range(2)]
+        answers = [pool.submit(dals.lab.sweep._work, run, dals.lab.store.complete(config()), store, False) for _ in range(2)]
         answers = [answer.result() for answer in answers]
     assert len(starts(log)) == 1 and len(store.runs()) == 1
     assert all(answer == {"elsewhere": True} or "best" in answer for answer in answers) and any("best" in answer for answer in answers)
@@ -185,7 +187,7 @@ def test_threads_take_turns_and_each_run_is_what_it_is_alone(store):
 def at_work_elsewhere(store: Store, config: dict, tmp_path: Path) -> subprocess.Popen:
     "A process of its own that has claimed a run, and holds it until it is told to end or is killed."
     script = tmp_path / "holder.py"
-    script.write_text("import sys; from pathlib import Path; from dals.results import claimed\n"
+    script.write_text("import sys; from pathlib import Path; from dals.lab.store import claimed\n"
                       "with claimed(Path(sys.argv[1])) as ours:\n    print(ours, flush=True); sys.stdin.read()", encoding="utf-8")
     process = subprocess.Popen([sys.executable, script, store.claim(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "True\n"
@@ -193,7 +195,7 @@ def at_work_elsewhere(store: Store, config: dict, tmp_path: Path) -> subprocess.
 
 
 def test_a_living_claim_is_left_alone_and_named_and_a_dead_one_is_taken_over_at_once(store, log, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "PATIENCE", 1.0)
+    monkeypatch.setattr("dals.lab.sweep.PATIENCE", 1.0)
     dead, alive = (at_work_elsewhere(store, config(seed), tmp_path) for seed in (1, 0))
     dead.kill()
     dead.wait()
@@ -216,7 +218,7 @@ def test_a_living_claim_is_left_alone_and_named_and_a_dead_one_is_taken_over_at_
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_wrong_changes_nothing(store, log, tmp_path, monkeypatch, hours):
-    monkeypatch.setattr(results, "PATIENCE", 1.0)
+    monkeypatch.setattr("dals.lab.sweep.PATIENCE", 1.0)
     alive, real = at_work_elsewhere(store, config(0), tmp_path), time.time
     os.utime(store.claim(config(0)), (real() - 3600 * hours,) * 2)
     dead = store.claim(config(1))
@@ -277,14 +279,14 @@ def test_without_locks_and_without_hard_links_a_run_is_claimed_and_stored(store,
         raise OSError(errno.ENOSYS, "Function not implemented")
     monkeypatch.setattr(os, "link", refused)
     for flock in (fcntl.flock, no_locks):
-        monkeypatch.setattr(results.fcntl, "flock", flock)
+        monkeypatch.setattr(dals.lab.store.fcntl, "flock", flock)
         with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             swept = sweep([config(0), config(1)], store, progress=None, executor=pool)
         assert len(swept.finished) == 2 and files(store.local) == ["0.json", "1.json"] and len(store.runs()) == 2
         assert any("no file locks" in str(one.message) for one in caught) == (flock is no_locks)
         with pytest.raises(FileExistsError):
-            results.write_new(store.path(config(0)), "another")
+            dals.lab.store.write_new(store.path(config(0)), "another")
         shutil.rmtree(store.local)
 
 
@@ -328,7 +330,7 @@ def test_a_full_disk_fails_its_run_alone(store):
     assert files(store.local) == ["0.json", "1-full.failed", "1-full.json.kept", "3.json"] # for the other one there was no room at all
     assert "the result is kept as 1-full.json.kept" in said[0] and "could not be kept beside it and follows" in said[1]
     assert '"variant": "full for good"' in lines[-1] # so it is printed
-    kept = results.from_text(store.path(configs[1]).with_name("1-full.json.kept").read_text(encoding="utf-8"))
+    kept = dals.lab.store.from_text(store.path(configs[1]).with_name("1-full.json.kept").read_text(encoding="utf-8"))
     assert len(sweep(configs, store, progress=None, run=run_one).finished) == 2
     assert store.get(*key_of(configs[1])).history == kept.history
     assert files(store.local) == ["0.json", "1-full.json", "1-full.json.kept", "2-full for good.json", "3.json"]
@@ -352,7 +354,7 @@ def test_a_loss_that_is_no_number_is_recorded_as_diverged(store):
 def test_ctrl_c_cancels_what_an_executor_has_not_begun(store, log, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys; from concurrent.futures import ThreadPoolExecutor\n"
-                      "from test_sweep import config, run; from dals.results import Store, sweep\n"
+                      "from test_sweep import config, run; from dals.lab.store import Store, sweep\n"
                       "with ThreadPoolExecutor(1) as pool:\n"
                       "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)",
                       encoding="utf-8")

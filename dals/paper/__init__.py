@@ -1,0 +1,1 @@
+"""The paper: its numbers and claims, our tables beside them, and the page that shows both."""
