@@ -7,7 +7,8 @@ from dals.optim.dals import DALS, DALSAcc, DALSFast
 from dals.recipes.strategies import STRATEGIES
 import dals.recipes.ablation  # registers its protocol
 import dals.recipes.released  # registers its protocol
-import dals.lab.texts, dals.lab.pictures  # register their tasks
+import dals.lab.texts  # registers its tasks
+import dals.lab.pictures  # registers its tasks
 from dals.lab.training import fit
 from dals.lab.compare import benchmark, own_task
 

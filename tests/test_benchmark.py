@@ -27,7 +27,7 @@ TRAIN, TEST = (X[:80], Y[:80]), (X[80:], Y[80:])
 FILE = """
 import torch
 from torch import nn
-from dals.benchmark import own_task
+from dals import own_task
 from beside import CLASSES
 
 x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
@@ -407,9 +407,9 @@ def test_a_script_without_a_guard_is_told_so_before_a_worker_starts(root):
     ("answer = unguarded()\nif __name__ == '__main__':\n    pass", True),
     ("import multiprocessing\nif multiprocessing.parent_process() is None:\n    answer = unguarded()", False)])
 def test_what_counts_as_a_guard(root, program, found):
-    (root / "script.py").write_text(f"from dals.lab.store import unguarded\n{program}\n", encoding="utf-8")
+    (root / "script.py").write_text(f"from dals.lab.sweep import unguarded\n{program}\n", encoding="utf-8")
     assert runpy.run_path("script.py", run_name="__main__")["answer"] is found
-    exec(compile(f"from dals.lab.store import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
+    exec(compile(f"from dals.lab.sweep import unguarded\n{program}", "<cell>", "exec"), cell := {"__name__": "__main__"})
     assert cell["answer"] is False # a cell of a notebook is imported by nobody
 
 

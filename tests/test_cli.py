@@ -130,7 +130,7 @@ def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_ru
 
 
 def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
-    experiment(root, "table1_components.ipynb", "from dals.paper.tables import save_table\nassert rows == [1, 2]\n"
+    experiment(root, "table1_components.ipynb", "from dals.lab.render import save_table\nassert rows == [1, 2]\n"
                "save_table('<table><tr><td>kept</td></tr></table>', 'table1_components', out)", "out = '_out'\nrows = None")
     experiment(root, "figure4_stlr.ipynb", "raise ArithmeticError('the triangle\\nhas no corner')", "out = '_out'\nrows = None")
     assert main(["report", "--only", "table1", "figure4", "-p", "rows=[1, 2]", "--out", "_page"]) == 1
@@ -253,7 +253,8 @@ def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypat
 
 def test_starting_is_light():
     program = ("import sys, dals.cli; dals.cli.parser()\nheavy = {'matplotlib', 'papermill', 'scipy', 'pandas', 'transformers', "
-               "'datasets', 'distributed', 'nbdev', 'fastcore', 'IPython', 'dals.paper.tables'} & set(sys.modules)\nassert not heavy, heavy")
+               "'datasets', 'distributed', 'nbdev', 'fastcore', 'IPython', 'dals.paper.tables'} & set(sys.modules)\n"
+               "assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -357,7 +358,7 @@ def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch
 OWN = """
 import torch
 from torch import nn
-from dals.benchmark import own_task
+from dals import own_task
 x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 task = own_task("mine", lambda: nn.Linear(4, 3), (x[:24], x[:24, :3].argmax(1)), (x[24:], x[24:, :3].argmax(1)), epochs=1, batch_size=8)
 """

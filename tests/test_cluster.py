@@ -20,7 +20,7 @@ PATIENCE = 120 # seconds for processes that take a few to start
 
 def recipes():
     "The two shell blocks of the chapter that start a scheduler: for one machine, and for Slurm."
-    cells = json.loads((ROOT / "nbs" / "14_cli.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs" / "4_workshop" / "18_cli.ipynb").read_text(encoding="utf-8"))["cells"]
     blocks = [block for cell in cells if cell["cell_type"] == "markdown"
               for block in re.findall(r"```bash\n(.*?)```", "".join(cell["source"]), re.S)]
     return [block for block in blocks if "dask scheduler" in block]

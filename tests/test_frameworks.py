@@ -16,7 +16,7 @@ from dals import DALS, layer_groups
 from dals.optim.layerwise import discriminative
 from dals.optim.update import detect
 
-CHAPTER = Path(__file__).resolve().parent.parent / "nbs" / "19_frameworks.ipynb"
+CHAPTER = Path(__file__).resolve().parent.parent / "nbs" / "3_use" / "03_frameworks.ipynb"
 SMALL = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
          "max_position_embeddings": 16}
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

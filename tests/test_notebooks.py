@@ -6,7 +6,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
+PARTS = {"1_generations": 7, "2_evidence": 10, "3_use": 3, "4_workshop": 19} # and how many chapters each has
+CHAPTERS = [*(ROOT / "nbs").glob("*.ipynb"), *(path for part in PARTS for path in sorted((ROOT / "nbs" / part).glob("*.ipynb")))]
 EXPERIMENTS = sorted(p for p in (ROOT / "nbs" / "experiments").glob("*.ipynb"))
 
 
@@ -17,6 +18,13 @@ def patiently(run):
     except RuntimeError as error:
         if "Kernel died before replying" not in str(error): raise
         return run()
+
+
+def test_no_chapter_is_missed():
+    assert [path.stem for path in CHAPTERS[:1]] == ["index"] and len(CHAPTERS) == 1 + sum(PARTS.values())
+    assert {part: len([*(ROOT / "nbs" / part).rglob("*.ipynb")]) for part in PARTS} == PARTS
+    found = {path for path in (ROOT / "nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in path.relative_to(ROOT).parts)}
+    assert found == {*CHAPTERS, *EXPERIMENTS} # no folder has notebooks that nobody runs
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)

@@ -292,7 +292,7 @@ def test_one_path_cannot_be_asked_for_twice_in_different_ways(store):
 
 
 def test_ctrl_c_loses_only_the_run_in_flight_and_leaves_no_worker(store, tmp_path):
-    program = ("import sys; from test_results import made_up, config; from dals.lab.store import Store, sweep\n"
+    program = ("import sys; from test_results import made_up, config; from dals.lab.store import Store\nfrom dals.lab.sweep import sweep\n"
                "if __name__ == '__main__':\n"
                "    sweep([config(seed, variant='long' if seed == 1 else None) for seed in range(4)],\n"
                "          Store(sys.argv[1], sys.argv[2]), jobs=1, run=made_up)")

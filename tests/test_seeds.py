@@ -261,7 +261,8 @@ def test_a_run_of_a_stack_that_cannot_be_stored_costs_none_of_the_others(tmp_pat
 
 def test_a_script_without_a_guard_is_told_so_before_stacks_are_trained(tmp_path):
     call = "print(sweep_together([{'task': 'synthetic', 'strategy': 'Adam', 'profile': 'smoke'}], Store('p', 'l'), jobs=1))"
-    (tmp_path / "bare.py").write_text(f"from dals.lab.store import Store\nfrom dals.lab.seeds import sweep_together\n{call}\n", encoding="utf-8")
+    (tmp_path / "bare.py").write_text(f"from dals.lab.seeds import sweep_together\n"
+                                      f"from dals.lab.store import Store\n{call}\n", encoding="utf-8")
     done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and 'below `if __name__ == "__main__":`' in done.stderr
     assert not (tmp_path / "l").exists()

@@ -334,7 +334,7 @@ def test_a_record_that_appears_meanwhile_with_other_settings_costs_no_result(sto
 
 
 def test_names_are_utf_8_whatever_the_locale_says(root):
-    program = ("from dals.lab.store import Store, run_one\n"
+    program = ("from dals.lab.store import Store\nfrom dals.lab.sweep import run_one\n"
                "run = run_one({'task': 'synthetic', 'strategy': 'DALS', 'seed': 0, 'profile': 'smoke'})\n"
                "run.device = 'cpu (Gr\\u00f6\\u00dfe)'\n"
                "store = Store(); store.put(run); [path] = store.publish()\n"

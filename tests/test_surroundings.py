@@ -57,7 +57,7 @@ savefig.transparent: True
 
 def styles():
     "Every way in which a notebook or a module of ours asks for the style of the pictures."
-    texts = [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "experiments").glob("*.ipynb"), *(ROOT / "dals").glob("*.py")]
+    texts = [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "dals").rglob("*.py")]
     return {asked for path in texts for asked in re.findall(
         r"style\.(?:use|context)\((.*?)\)", path.read_text(encoding="utf-8").replace('\\"', '"'))}
 

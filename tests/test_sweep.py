@@ -146,7 +146,7 @@ def test_a_dask_worker_is_killed_and_nothing_is_lost_or_run_twice(store, log):
 
 def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import sys; from test_sweep import config, run; from dals.lab.store import Store, sweep\n"
+    script.write_text("import sys; from test_sweep import config, run; from dals.lab.store import Store\nfrom dals.lab.sweep import sweep\n"
                       "if __name__ == '__main__':\n"
                       "    swept = sweep([config(seed) for seed in range(6)], Store(sys.argv[1], sys.argv[2]), jobs=1, run=run)\n"
                       "    assert not swept.failed and not swept.elsewhere and len(swept.finished) + len(swept.skipped) == 6",
@@ -354,7 +354,7 @@ def test_a_loss_that_is_no_number_is_recorded_as_diverged(store):
 def test_ctrl_c_cancels_what_an_executor_has_not_begun(store, log, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys; from concurrent.futures import ThreadPoolExecutor\n"
-                      "from test_sweep import config, run; from dals.lab.store import Store, sweep\n"
+                      "from test_sweep import config, run; from dals.lab.store import Store\nfrom dals.lab.sweep import sweep\n"
                       "with ThreadPoolExecutor(1) as pool:\n"
                       "    sweep([config(seed) for seed in range(40)], Store(sys.argv[1], sys.argv[2]), run=run, executor=pool)",
                       encoding="utf-8")

@@ -272,7 +272,7 @@ def check(
 ) -> Data: # what it reads; raises `ValueError` with a sentence that names the fault, `Unavailable` where data is missing
     "Hold a task to its word before anything is trained; leaves the global generators alone"
     if not isinstance(task, Task):
-        raise ValueError(f"a task is made by own_task, or a dals.lab.tasks.Task, not a {type(task).__name__}.")
+        raise ValueError(f"a task is made by own_task, or a `dals.lab.tasks.Task`, not a {type(task).__name__}.")
     if not re.fullmatch(r"\w[\w.-]{0,99}", task.name or "") and task.name not in TASKS:
         raise ValueError(f"task name {task.name!r} cannot be a folder of the store: use letters, digits, '-', '_' and '.', "
                          "a letter or a digit first, at most 100 of them.")
@@ -331,9 +331,9 @@ def load_task(
         sys.path.remove(str(file.parent))
     tasks = {key: value for key, value in vars(module).items() if isinstance(value, Task)}
     if name not in tasks and hasattr(module, name):
-        raise ValueError(f"{name} in {path} is a {type(getattr(module, name)).__name__}, not a task: make it with dals.lab.compare.own_task.")
+        raise ValueError(f"{name} in {path} is a {type(getattr(module, name)).__name__}, not a task: make it with dals.own_task.")
     if not tasks:
-        raise ValueError(f"{path} makes no task: make one with dals.lab.compare.own_task and give it the name {name}.")
+        raise ValueError(f"{path} makes no task: make one with dals.own_task and give it the name {name}.")
     return lookup(tasks, name, f"task in {path} called")
 
 

@@ -245,7 +245,8 @@ class DALS(Strict):
         if callable(self.schedule):
             return self.schedule
         if self.schedule != "cosine":
-            raise ValueError(f'schedule must be "cosine", a function of progress as in dals.optim.schedule, or None, got {self.schedule!r}.')
+            raise ValueError('schedule must be "cosine", a function of progress as in dals.optim.schedule, or None, '
+                             f"got {self.schedule!r}.")
         return warmed(cosine, self.warmup)
 
     def factor(self, step: int) -> float:
