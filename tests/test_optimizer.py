@@ -158,7 +158,8 @@ def test_the_cut_into_batches_changes_nothing(monkeypatch):
     cut, seen = dals.optim.blocks.cache_sized, []
     monkeypatch.setattr(dals.optim.blocks, "CACHE", 2)
     monkeypatch.setattr(dals.optim.blocks, "PIECE", 2)
-    monkeypatch.setattr(dals.optim.dals, "cache_sized", lambda *asked: seen.append(cut(*asked)) or seen[-1])
+    monkeypatch.setattr(dals.optim.dals, "PIECE", 2)
+    monkeypatch.setattr(dals.optim.blocks, "cache_sized", lambda *asked: seen.append(cut(*asked)) or seen[-1])
     same(whole, trial.go(MAKERS["DALS"](trial.groups(qs), foreach=True), qs), rtol=1e-12, atol=1e-14)
     assert any(b - a == 2 and a for batches in seen for batch in batches for _, a, b in batch) # tensors were cut
 
@@ -369,8 +370,8 @@ def test_batches_kept_from_step_to_step_are_those_that_would_be_sorted_anew(seed
 
 def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
     "And again after each change of one thing: options by name, a list or a tensor in place, a weight frozen, its dtype, a new group."
-    calls, together = [], dals.optim.dals.together
-    monkeypatch.setattr(dals.optim.dals, "together", lambda *args: calls.append(args) or together(*args))
+    calls, together = [], dals.optim.dals.group_tensors
+    monkeypatch.setattr(dals.optim.dals, "group_tensors", lambda *args: calls.append(args) or together(*args))
     ps = [Parameter(double([3.0, 4.0])), Parameter(double([1.0]))]
     optimizer = DALS([{"params": ps[:1], "depth": 0.0}, {"params": ps[1:], "depth": 1.0}], total_steps=None, schedule=None, thresholds=None,
                      trust_clip=[0.2, 5.0])
@@ -388,7 +389,7 @@ def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
 
     names = ("lr", "momentum", "weight_decay", "alpha", "trust", "eps", "depth")
     changes = [*[lambda name=name: high.update({name: 0.3}) for name in names],
-               lambda: high.update(foreach=True), lambda: high.update(filter_in_exploration=False),
+               lambda: high.update(foreach=True),
                lambda: low["trust_clip"].append(low["trust_clip"].pop() + 1), lambda: high.update(lr=rate), lambda: rate.mul_(2),
                lambda: ps[0].requires_grad_(False), lambda: ps[0].requires_grad_(True), single,
                lambda: optimizer.add_param_group({"params": [Parameter(double([2.0]))]})]
@@ -401,15 +402,14 @@ def test_batches_are_sorted_once_while_nothing_changes(monkeypatch):
 
 def test_batches_by_hand():
     kind, other = ("class", "dtype", "device", 7), ("class", "double", "device", 8)
-    moved, clip, memory = (0.6, 0.9, 0.0, 0.02, 1e-8), (0.2, 5.0), (0.3, 0.6) # alpha, momentum, weight decay, trust, eps
-    groups = [(0.1, (None, 0.0, True, *moved), clip, 2), (0.2, (None, 0.5, True, *moved), clip, 1),
-              (0.1, (None, 1.0, False, *moved), clip, 2)]
-    found = dals.optim.dals.together((0, 1), [memory] * 3, groups, [kind, other, kind, kind, kind])
-    options = {"momentum": 0.9, "weight_decay": 0.0, "trust": 0.02, "eps": 1e-8, "trust_clip": clip}
-    top = pytest.approx(0.7)
-    assert found == [("class", "device", 0.1, None, memory, options, [0, 3, 4], [(0.3, 0.3), (1.0, top), (1.0, top)], [7, 7, 7]),
-                     ("class", "device", 0.1, None, memory, options, [1], [(0.3, 0.3)], [8]),
-                     ("class", "device", 0.2, None, memory, options, [2], [(0.5, 0.5)], [7])]
+    optimizer = DALS([{"params": [Parameter(double([1.0]))], "depth": depth, "lr": lr, "filter_in_exploration": depth < 1}
+                      for depth, lr in ((0.0, 0.1), (0.5, 0.2), (1.0, 0.1))], total_steps=10, weight_decay=0.0)
+    low, middle, top = (optimizer._options(group, (0, 1)) for group in optimizer.param_groups)
+    assert low == (0.1, None, 0.9, 0.0, 0.02, (0.2, 5.0), 1e-8, (pytest.approx(0.3), 0.6), (0.3, 0.3))
+    assert (middle.lr, middle.shares, top.shares) == (0.2, (0.5, 0.5), (1.0, pytest.approx(0.7)))
+    found = dals.optim.dals.group_tensors([(low, 2), (middle, 1), (top, 2)], [kind, other, kind, kind, kind])
+    assert found == [("class", "device", low, [0, 3, 4], [low.shares, top.shares, top.shares], 7), # equal but for their shares
+                     ("class", "device", low, [1], [low.shares], 8), ("class", "device", middle, [2], [middle.shares], 7)]
 
 
 @pytest.mark.parametrize("size", [4, 2**20])

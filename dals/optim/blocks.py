@@ -16,7 +16,7 @@ from torch import Tensor
 from .update import norm_dtype
 
 # %% auto #0
-__all__ = ['PIECE', 'CACHE', 'cache_sized', 'flat', 'alike', 'norms_of', 'filtered', 'first_pass', 'foreach_step']
+__all__ = ['PIECE', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'norms_of', 'filter_small', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
@@ -42,19 +42,19 @@ def cache_sized(
     return batches
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-056
-def flat(
+def flat_view(
     x: Tensor,  # that lies row by row, or with its channels last
 ) -> Tensor:  # the same memory as one vector
     "A tensor in the order of its memory."
     return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
 
-def alike(
+def same_layout(
     p: Tensor,  # a parameter
     g: Tensor,  # its gradient
     f: Tensor,  # its filtered gradient
     m: Tensor,  # its momentum buffer
 ) -> bool:
-    "Whether `flat` turns all of them into vectors in the same order."
+    "Whether `flat_view` turns all of them into vectors in the same order."
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
     return dense and p.stride() == g.stride() == f.stride() == m.stride()
 
@@ -75,7 +75,7 @@ def norms_of(
             norms.append(torch.linalg.vector_norm(x, dtype=dtype).item())
     return norms
 
-def filtered(
+def filter_small(
     ps: list[Tensor],  # small parameters of one dtype
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
@@ -92,7 +92,7 @@ def filtered(
     return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
 
 def first_pass(
-    ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `PIECE` elements `alike` gradient and buffers
+    ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `PIECE` elements laid out like gradient and buffers
     gs: list[Tensor],  # their gradients
     fs: list[Tensor],  # their filtered gradients, changed in place
     ms: list[Tensor],  # their momentum buffers, changed in place
@@ -111,13 +111,13 @@ def first_pass(
         if sizes[i] <= PIECE:
             which = [i for i, _, _ in batch]
             some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
-            ghats, norms = filtered(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
+            ghats, norms = filter_small(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
             for i, ghat, *both in zip(which, ghats, *norms, strict=True):
                 torch.add(ghat, ms[i], alpha=momentum, out=ms[i])
                 for row, length in zip(squares, both, strict=True):
                     row[i] += length**2
             continue
-        p, g, f, m = (flat(x[i])[a:b] for x in (ps, gs, fs, ms))
+        p, g, f, m = (flat_view(x[i])[a:b] for x in (ps, gs, fs, ms))
         f.lerp_(g, 1 - alpha)
         ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
         if weight_decay:
@@ -142,17 +142,17 @@ def foreach_step(
     trust: float,
     trust_clip: tuple[float, float],
     eps: float = 1e-8,
-    whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
+    combine: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
 ) -> None:
     "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
     low, high = trust_clip
     small = sum([p.numel() for p in ps]) <= CACHE  # such a model stays in the cache, and its momentum can wait until the weights move
     if small:
-        ghats, norms = filtered(ps, gs, fs, shares, alpha, weight_decay)
+        ghats, norms = filter_small(ps, gs, fs, shares, alpha, weight_decay)
     else:
         norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
-    if whole:
-        norms = whole(torch.tensor(norms, dtype=torch.float64)).tolist()
+    if combine:
+        norms = combine(torch.tensor(norms, dtype=torch.float64)).tolist()
     for i, (p, m, w, u) in enumerate(zip(ps, ms, *norms, strict=True)):
         if small:
             torch.add(ghats[i], m, alpha=momentum, out=m)

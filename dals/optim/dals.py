@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import compress
-from operator import itemgetter
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -19,37 +18,58 @@ from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
 from .base import REMEDIES, evaluate, Loss, refuse_flat, Strict
-from .blocks import PIECE, alike, foreach_step
+from .blocks import PIECE, foreach_step, same_layout
 from .schedule import constant, cosine, is_count, restarts, Schedule, warmup as warmed
-from .sharded import laid_as, over_ranks, over_shards, parts_of, split_class
+from .sharded import dtensor_class, local_parts, match_placements, mean_over_ranks, whole_norms
 from .update import detect, gradient_share, phase_alpha, tensor_step
 
 # %% auto #0
-__all__ = ['RUN_OPTIONS', 'RUN_START', 'OPTIONS', 'together', 'check_group', 'read_loss', 'read', 'average', 'DALS', 'DALSFast',
-           'DALSAcc']
+__all__ = ['RUN_OPTIONS', 'RUN_START', 'GroupOptions', 'Columns', 'Batch', 'group_tensors', 'check_group', 'read_loss',
+           'as_number', 'known_average', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../../nbs/4_workshop/06_optimizer.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable", "restart_steps", "restart_mult")
 RUN_START = {"step": 0, "loss_ema": None, "phase": 0}
-OPTIONS = itemgetter("foreach", "depth", "filter_in_exploration", "alpha", "momentum", "weight_decay", "trust", "eps")
 
-def together(
-    phases: tuple[int, ...],  # those that the shares are wanted for
-    memories: list[tuple[float, ...]],  # per group: the filter's memory in these phases
-    groups: list[tuple[Any, ...]],  # per group: rate, what `OPTIONS` names, limits of the trust ratio, number of tensors
-    kinds: list[tuple[Any, ...]],  # per tensor: class, dtype, device, number of elements
-) -> list[tuple[Any, ...]]:  # per batch: class, device, rate, foreach, memories, options; of its tensors: numbers, shares per phase, sizes
+class GroupOptions(NamedTuple):
+    "What an update asks of a parameter group; two that are equal may share a batch."
+    lr: float
+    foreach: bool | None
+    momentum: float
+    weight_decay: float
+    trust: float
+    trust_clip: tuple[float, float]
+    eps: float
+    alphas: tuple[float, ...]  # the filter's memory in each phase that may come
+    shares: tuple[float, ...]  # weight of the raw gradient in each of these phases
+
+class Columns(NamedTuple):
+    "The tensors of an update, one row for each parameter that has a gradient."
+    params: list[Tensor]
+    grads: list[Tensor]
+    filtered: list[Tensor]
+    buffers: list[Tensor]
+
+class Batch(NamedTuple):
+    "Tensors of one class, dtype and device whose groups ask for the same; only the shares may differ."
+    cls: type
+    device: torch.device
+    options: GroupOptions  # of the first
+    rows: list[int]  # where its tensors stand in the columns
+    shares: list[tuple[float, ...]]  # of each tensor
+    largest: int  # elements of the largest tensor
+
+def group_tensors(
+    groups: list[tuple[GroupOptions, int]],  # options of each parameter group, and how many tensors of it take part
+    kinds: list[tuple[type, torch.dtype, torch.device, int]],  # of each tensor: class, dtype, device, number of elements
+) -> list[Batch]:
     "Sort the tensors of all groups into batches of one kind and equal options."
-    whose = [(alphas, *group) for alphas, group in zip(memories, groups, strict=True) for _ in range(group[-1])]
-    batches: dict[Any, Any] = {}
-    for i, (own, (cls, dtype, place, size)) in enumerate(zip(whose, kinds, strict=True)):
-        alphas, lr, (foreach, depth, filter_in_exploration, _, *options), clip, _ = own
-        batch = batches.setdefault((dtype, cls, place, lr, foreach, alphas, *options, clip), ([], [], []))
-        shares = tuple([gradient_share(depth) if k or filter_in_exploration else 1.0 for k in phases])
-        for column, value in zip(batch, (i, shares, size), strict=True):
-            column.append(value)
-    names = ("momentum", "weight_decay", "trust", "eps", "trust_clip")
-    return [(*key[1:6], dict(zip(names, key[6:], strict=True)), *batch) for key, batch in batches.items()]
+    whose = [each for options, count in groups for each in [(options, options._replace(shares=()))] * count]
+    batches: dict[Any, list[tuple[int, int]]] = {} # number and size of each tensor
+    for row, ((_, shared), (cls, dtype, device, size)) in enumerate(zip(whose, kinds, strict=True)):
+        batches.setdefault((cls, dtype, device, shared), []).append((row, size))
+    return [Batch(cls, device, whose[some[0][0]][0], [row for row, _ in some], [whose[row][0].shares for row, _ in some],
+                  max(size for _, size in some)) for (cls, _, device, _), some in batches.items()]
 
 def check_group(
     group: dict[str, Any],  # a parameter group with its options
@@ -87,7 +107,7 @@ def read_loss(
 ) -> Tensor | float:  # a float, or float64 of shape [] on the GPU
     "The loss as a number; ValueError for anything that is not one real number."
     if isinstance(loss, Tensor):
-        loss = loss.full_tensor() if isinstance(loss, split_class()) else loss
+        loss = loss.full_tensor() if isinstance(loss, dtensor_class()) else loss
         if loss.numel() != 1 or loss.is_complex():
             raise ValueError(f"The loss must be one real number, got {loss.dtype} of shape {tuple(loss.shape)}: reduce it first.")
         return loss.detach().reshape(()).to(torch.float64, copy=True) if stay and loss.is_cuda else loss.item()
@@ -96,18 +116,42 @@ def read_loss(
     except (TypeError, ValueError) as error:
         raise ValueError(f"The loss must be one real number, got {loss!r}.") from error
 
-def read(
+def as_number(
     x: Tensor | float | None,  # a loss, or part of the run state
 ) -> Any:  # NaN, which a GPU keeps for a loss average that has not begun, stays NaN
     "A plain number, read from the GPU if it is there."
     return x.item() if isinstance(x, Tensor) else x
 
-def average(
+def known_average(
     ema: Tensor | float | None,  # as the groups keep it
 ) -> float | None:
     "The loss average as a plain number; None where it has not begun."
-    number = read(ema)
+    number = as_number(ema)
     return None if number is None or math.isnan(number) else number
+
+# %% ../../nbs/4_workshop/06_optimizer.ipynb #06_optimizer-b01
+def _single_tensor(
+    rows: list[Any],  # parameter, gradient, filtered gradient, momentum buffer and shares of each tensor
+    options: GroupOptions,  # of all of them
+    k: int,  # place of this update's phase among the phases of the options
+    s: Tensor | float,  # schedule
+) -> None:
+    "The step as chapter 6 writes it, one tensor after the other: for any class and any layout."
+    for *row, shares in rows:
+        tensor_step(*row, rate=float(options.lr * s), alpha=options.alphas[k], share=shares[k], momentum=options.momentum,
+                    weight_decay=options.weight_decay, trust=options.trust, trust_clip=options.trust_clip, eps=options.eps)
+
+def _blocks(columns: Columns, options: GroupOptions, shares: list[Any], k: int, s: Tensor | float, combine: Any) -> None:
+    "On the CPU: lists of small tensors, and pieces of large ones that fit the cache."
+    foreach_step(*columns, [each[k] for each in shares], rate=float(options.lr * s), alpha=options.alphas[k], momentum=options.momentum,
+                 weight_decay=options.weight_decay, trust=options.trust, trust_clip=options.trust_clip, eps=options.eps, combine=combine)
+
+def _kernels(kernels: Any, columns: Columns, options: GroupOptions, shares: list[Any], s: Tensor | float, phase: Any, combine: Any,
+             kept: list[Any]) -> None:
+    "On a GPU: two passes by Triton, which read the phase where it lies."
+    kernels.step(*columns, shares, rate=options.lr * s, alphas=options.alphas, phase=phase, momentum=options.momentum,
+                 weight_decay=options.weight_decay, trust=options.trust, trust_clip=options.trust_clip, eps=options.eps, kept=kept,
+                 combine=combine)
 
 # %% ../../nbs/4_workshop/06_optimizer.ipynb #06_dals-066
 class DALS(Strict):
@@ -325,7 +369,7 @@ class DALS(Strict):
     @property
     def loss_ema(self) -> float | None:
         "The running average of the loss; None before the first."
-        return average(self.param_groups[0]["loss_ema"])
+        return known_average(self.param_groups[0]["loss_ema"])
 
     def get_last_lr(self) -> list[float]:
         """The rate of each group in the last update (before the first: in the first), schedule included, trust ratio not.
@@ -402,7 +446,7 @@ class DALS(Strict):
         if self.thresholds is not None:
             if mean is None and all(group["lr"] == 0 for group in self.param_groups):
                 return loss
-            mean = over_ranks(self._losses, self._place())
+            mean = mean_over_ranks(self._losses, self._place())
         if mean is None and not found[0]:
             return loss
         if self.thresholds is not None:
@@ -436,13 +480,12 @@ class DALS(Strict):
         from dals.optim import kernels
         return kernels if kernels.usable(place) else None
 
-    def _found(self) -> tuple[list[int], Any]:
+    def _found(self) -> tuple[list[int], Columns]:
         "How many tensors of each group have a gradient; these, their gradients and both buffers, which are allocated where missing."
-        found: Any = ([], [], [], [])
-        ps, gs, fs, ms = found
-        counts, states, split = [], self.state, split_class()
+        found = Columns([], [], [], [])
+        counts, states, dtensor = [], self.state, dtensor_class()
         for group in self.param_groups:
-            before = len(ps)
+            before = len(found.params)
             for p in group["params"]:
                 grad = p.grad
                 if grad is None:
@@ -454,11 +497,11 @@ class DALS(Strict):
                     refuse_flat((p,), "DALS")  # FSDP1 may have come after the optimizer
                     state["filtered"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                ps.append(p)
-                gs.append(laid_as(p, grad) if isinstance(p, split) else grad)
-                fs.append(state["filtered"])
-                ms.append(state["momentum_buffer"])
-            counts.append(len(ps) - before)
+                found.params.append(p)
+                found.grads.append(match_placements(p, grad) if isinstance(p, dtensor) else grad)
+                found.filtered.append(state["filtered"])
+                found.buffers.append(state["momentum_buffer"])
+            counts.append(len(found.params) - before)
         return counts, found
 
     def _follow(self, loss: Tensor | float | None) -> None:
@@ -473,7 +516,7 @@ class DALS(Strict):
         if kernels and any(isinstance(x, Tensor) for x in (loss, ema, phase)):
             ema, phase = kernels.detect(loss, ema, phase, self.thresholds, self._place())
         else:
-            ema, phase = detect(read(loss), average(ema), int(phase), self.thresholds)
+            ema, phase = detect(as_number(loss), known_average(ema), int(phase), self.thresholds)
         for group in self.param_groups:
             group.update(loss_ema=ema, phase=phase)
 
@@ -494,7 +537,7 @@ class DALS(Strict):
                 assert self.total_steps is not None
                 if self._factors is None:
                     factors = tuple([self.factor(i) for i in range(1, self.total_steps + 1)])
-                    self._kept.append(kernels.there(factors, torch.float64, place))
+                    self._kept.append(kernels.on_device(factors, torch.float64, place))
                     self._factors = self._kept[-1][1]
                 s = self._factors.index_select(0, (t - 1).clamp_(max=self.total_steps - 1))
         else:
@@ -523,46 +566,59 @@ class DALS(Strict):
                           '(lr_scheduler_type="constant" in Trainer).', stacklevel=5)
             break
 
-    def _update(self, counts: list[int], found: Any, s: Tensor | float) -> None:
-        "Steps 3 to 5: one tensor after the other, or together those that share dtype, device and options."
-        kernels, split = self._kernels(), split_class()
+    def _update(self, counts: list[int], found: Columns, s: Tensor | float) -> None:
+        "Steps 3 to 5, batch by batch, each on the fastest road that its tensors can take."
+        kernels = self._kernels()
         phases = (0, 1, 2) if kernels else (self.phase,)  # the kernels find out for themselves
-        groups = [(float(group["lr"]), OPTIONS(group), tuple(group["trust_clip"]), n)
-                  for group, n in zip(self.param_groups, counts, strict=True)]
-        memories = [tuple([self.memory(group, k) for k in phases]) for group in self.param_groups]
-        asked = phases, memories, groups, [(type(p), p.dtype, p.device, p.numel()) for p in found[0]]
+        asked = ([(self._options(group, phases), n) for group, n in zip(self.param_groups, counts, strict=True)],
+                 [(type(p), p.dtype, p.device, p.numel()) for p in found.params])
         if self._batches is None or self._batches[0] != asked:
-            self._batches = asked, together(*asked)
-        for cls, place, lr, foreach, alphas, options, which, shares, sizes in self._batches[1]:
-            some: Any = found if len(which) == len(found[0]) else [[xs[i] for i in which] for xs in found]
-            whole = cls is Parameter or not issubclass(cls, split)
-            mine: Any = some if whole else parts_of(some)
-            able = place.type == "cpu" or kernels and kernels.usable(place)
-            fast = able and foreach is not False and (foreach or not whole or cls in (Parameter, Tensor))
-            if not fast or kernels or max(sizes) > PIECE:
-                fits = [fast and (not kernels and row[0].numel() <= PIECE or alike(*row)) for row in zip(*mine, strict=True)]
-                k = phases.index(self.phase)
-                for *row, each, fit in zip(*some, shares, fits, strict=True):
-                    if not fit:
-                        tensor_step(*row, rate=float(lr * s), alpha=alphas[k], share=each[k], **options)
-                some, mine = ([list(compress(xs, fits)) for xs in both] for both in (some, mine))
-                shares = list(compress(shares, fits))
-            if not mine[0]:
-                continue
-            norms = None if whole else partial(over_shards, ps=some[0])
-            if kernels and kernels.usable(place):
-                phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
-                kernels.step(*mine, shares, rate=lr * s, alphas=alphas, phase=phase, kept=self._kept, whole=norms, **options)
-            else:
-                k = phases.index(self.phase)
-                ps, gs, fs, ms = mine
-                foreach_step(ps, gs, fs, ms, [each[k] for each in shares], rate=float(lr * s), alpha=alphas[k], whole=norms, **options)
+            self._batches = asked, group_tensors(*asked)
+        for batch in self._batches[1]:
+            columns = found if len(batch.rows) == len(found.params) else Columns(*([column[i] for i in batch.rows] for column in found))
+            self._step_batch(batch, columns, kernels, phases.index(self.phase) if not kernels else None, s)
+
+    def _options(self, group: dict[str, Any], phases: tuple[int, ...]) -> GroupOptions:
+        "What this update asks of a group."
+        share = gradient_share(group["depth"])
+        return GroupOptions(
+            float(group["lr"]), group["foreach"], group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]),
+            group["eps"], tuple([self.memory(group, k) for k in phases]),
+            tuple([share if k or group["filter_in_exploration"] else 1.0 for k in phases]))
+
+    def _step_batch(self, batch: Batch, columns: Columns, kernels: Any, now: int | None, s: Tensor | float) -> None:
+        "One batch: `_single_tensor` for what is of a class or layout of its own, `_kernels` on a GPU that has them, else `_blocks`."
+        options, dtensor = batch.options, dtensor_class()
+        sharded = batch.cls is not Parameter and issubclass(batch.cls, dtensor)
+        local = Columns(*local_parts(columns)) if sharded else columns
+        on_gpu = bool(kernels) and kernels.usable(batch.device)
+        able = batch.device.type == "cpu" or on_gpu
+        fast = able and options.foreach is not False and (options.foreach or sharded or batch.cls in (Parameter, Tensor))
+        shares = batch.shares
+        if not fast or kernels or batch.largest > PIECE:
+            fits = [fast and (not kernels and row[0].numel() <= PIECE or same_layout(*row)) for row in zip(*local, strict=True)]
+            if rest := [row for *row, fit in zip(*columns, shares, fits, strict=True) if not fit]:
+                _single_tensor(rest, options, self._index(now), s)
+            columns, local = (Columns(*(list(compress(column, fits)) for column in both)) for both in (columns, local))
+            shares = list(compress(shares, fits))
+        if not local.params:
+            return
+        combine = partial(whole_norms, ps=columns.params) if sharded else None
+        if on_gpu:
+            phase = 1 if self.thresholds is None else self.param_groups[0]["phase"]
+            _kernels(kernels, local, options, shares, s, phase, combine, self._kept)
+        else:
+            _blocks(local, options, shares, self._index(now), s, combine)
+
+    def _index(self, now: int | None) -> int:
+        "Which of the phases that were asked for is the one of this update."
+        return self.phase if now is None else now
 
     def state_dict(self) -> dict[str, Any]:
         "As in torch; step count, loss average and phase are plain numbers in it, read from the GPU if they are there."
         state = super().state_dict()
         for group in state["param_groups"]:
-            group.update(step=int(group["step"]), phase=int(group["phase"]), loss_ema=average(group["loss_ema"]))
+            group.update(step=int(group["step"]), phase=int(group["phase"]), loss_ema=known_average(group["loss_ema"]))
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ if TRITON:
     import triton.language as tl
 
 # %% auto #0
-__all__ = ['TRITON', 'BLOCK', 'usable', 'there', 'number', 'detect', 'pieces_of', 'step']
+__all__ = ['TRITON', 'BLOCK', 'usable', 'on_device', 'scalar_on', 'detect', 'pieces_of', 'step']
 
 # %% ../../nbs/4_workshop/07_kernels.ipynb #20_kernels-010
 if TRITON:
@@ -127,7 +127,7 @@ def usable(
     return place.type == "cuda" and TRITON
 
 @lru_cache(maxsize=256)
-def there(
+def on_device(
     values: tuple[float, ...],  # any numbers
     dtype: torch.dtype,  # of the tensor
     place: torch.device,  # where they are wanted
@@ -136,7 +136,7 @@ def there(
     here = torch.tensor(values, dtype=dtype, pin_memory=place.type == "cuda")
     return here, here.to(place, non_blocking=True)
 
-def number(
+def scalar_on(
     x: Tensor | float,  # on the GPU already, or not
     place: torch.device,  # where it is wanted
     dtype: torch.dtype = torch.float64,  # of the tensor
@@ -152,8 +152,8 @@ def detect(
     place: torch.device,  # where average and phase are kept
 ) -> tuple[Tensor, Tensor]:  # average, NaN before the first loss; phase
     "DALS step 2, on the GPU."
-    average, current = number(float("nan") if ema is None else ema, place), number(phase, place, torch.int32)
-    follow[(1,)](number(loss, place), average, current, there(tuple(thresholds), torch.float64, place)[1])
+    average, current = scalar_on(float("nan") if ema is None else ema, place), scalar_on(phase, place, torch.int32)
+    follow[(1,)](scalar_on(loss, place), average, current, on_device(tuple(thresholds), torch.float64, place)[1])
     return average, current
 
 @lru_cache(maxsize=64)
@@ -166,7 +166,7 @@ def pieces_of(
     owner = tuple(t for t, count in enumerate(counts) for _ in range(count))
     start = tuple(i * BLOCK for count in counts for i in range(count))
     firsts = (0, *accumulate(counts))
-    return len(owner), [there(values, torch.int64, place) for values in (owner, start, sizes, firsts)]
+    return len(owner), [on_device(values, torch.int64, place) for values in (owner, start, sizes, firsts)]
 
 @torch.no_grad()
 def step(
@@ -184,7 +184,7 @@ def step(
     trust: float,  # gamma
     trust_clip: tuple[float, float],  # smallest and largest trust ratio
     eps: float = 1e-8,  # keeps the trust ratio finite
-    whole: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
+    combine: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
     kept: list[Any] | None = None,  # takes what a captured graph will go on reading
 ) -> None:
     "DALS steps 3 to 5 for many tensors on a GPU."
@@ -196,16 +196,16 @@ def step(
     double = ps[0].dtype == torch.float64
     kind = dict(DTYPE=getattr(tl, str(ps[0].dtype).removeprefix("torch.")), ACC=tl.float64 if double else tl.float32,
                 ALIGNED=all([address % 16 == 0 for address in addresses]), BLOCK=BLOCK)
-    read = [there(addresses, torch.int64, place), *layout,
-            there((*alphas, momentum, weight_decay, trust, *trust_clip, eps), torch.float64, place),
-            there(tuple([x for row in shares for x in row]), torch.float64, place)]
+    read = [on_device(addresses, torch.int64, place), *layout,
+            on_device((*alphas, momentum, weight_decay, trust, *trust_clip, eps), torch.float64, place),
+            on_device(tuple([x for row in shares for x in row]), torch.float64, place)]
     if kept is not None and place.type == "cuda" and torch.cuda.is_current_stream_capturing():
         kept.append(read)
     table, owner, start, sizes, firsts, settings, weights = (x for _, x in read)
     pieces = torch.empty(2 * programs, dtype=torch.float64 if double else torch.float32, device=place)
     norms = torch.empty(2, n, dtype=torch.float64, device=place)
     with torch.cuda.device(place if place.type == "cuda" else -1):
-        first[(programs,)](table, owner, start, sizes, settings, weights, number(phase, place, torch.int32), pieces, programs, **kind)
+        first[(programs,)](table, owner, start, sizes, settings, weights, scalar_on(phase, place, torch.int32), pieces, programs, **kind)
         sums[(n,)](pieces, firsts, norms, programs, n, BLOCK=1024)
-        norms = whole(norms) if whole else norms
-        second[(programs,)](table, owner, start, sizes, settings, norms, number(rate, place), n, **kind)
+        norms = combine(norms) if combine else norms
+        second[(programs,)](table, owner, start, sizes, settings, norms, scalar_on(rate, place), n, **kind)

@@ -12,10 +12,10 @@ import torch
 from torch import distributed, Tensor
 
 # %% auto #0
-__all__ = ['over_ranks', 'split_class', 'laid_as', 'parts_of', 'over_shards']
+__all__ = ['mean_over_ranks', 'dtensor_class', 'match_placements', 'local_parts', 'whole_norms']
 
 # %% ../../nbs/4_workshop/05_sharded.ipynb #06_dals-065
-def over_ranks(
+def mean_over_ranks(
     losses: list[Tensor | float],  # observed by this process
     place: torch.device,  # of the parameters
 ) -> Tensor | float | None:  # mean over all processes; on the GPU if all losses are there; None where nobody observed anything
@@ -32,29 +32,29 @@ def over_ranks(
         total, count = pair.tolist()
     return total / count if count else None
 
-def split_class() -> Any:
+def dtensor_class() -> Any:
     "The class DTensor, of which each process holds a part; where nobody has imported it there are none, and this is an empty tuple."
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
 
 @torch.no_grad()
-def laid_as(
+def match_placements(
     p: Any,  # a split parameter
     g: Any,  # its gradient
 ) -> Any:  # the gradient; each process holds what belongs to its part of the parameter, in the same order of memory
     "Where autograd spread a gradient over processes in another way than its parameter, bring it into that way."
     if g.placements != p.placements:
         g = g.redistribute(p.device_mesh, p.placements)
-    same = g.to_local().stride() == p.to_local().stride()  # else `alike` could differ between ranks
+    same = g.to_local().stride() == p.to_local().stride()  # else `same_layout` could differ between ranks
     return g if same else torch.empty_like(p).copy_(g)
 
 @torch.no_grad()
-def parts_of(
+def local_parts(
     columns: Any,  # lists: parameters, gradients and buffers, all of them split
 ) -> list[list[Tensor]]:
     "What this process holds of them."
     return [[x.to_local() for x in xs] for xs in columns]
 
-def over_shards(
+def whole_norms(
     norms: Tensor,  # of what this process holds, [2, tensors]
     ps: list[Any],  # the parameters, all of them split
 ) -> Tensor:  # of the whole tensors
