@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dals.lab.store import Key, Store
     from dals.lab.training import Run
     from dals.paper.claims import Ruling
+from .lab.store import read_file
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-007
 class _Parser(argparse.ArgumentParser):
@@ -123,8 +124,8 @@ def engine(
         raise Refused("--engine dask needs the package distributed: pip install '.[cluster]' brings it") from None
     try:
         client = Client(address, timeout=10)
-    except (OSError, ValueError) as error: # nobody listens, or no address
-        raise Refused(f"no dask scheduler answers at {address} ({type(error).__name__}): "
+    except Exception as error: # nobody listens, no address, no certificates, or a way that is not installed
+        raise Refused(f"no dask scheduler answers at {address} ({type(error).__name__}: {error}): "
                       f"start one with `{DASK_SCHEDULER}` and give the address that it prints") from None
     with client:
         workers = len(client.scheduler_info()["workers"])
@@ -538,6 +539,8 @@ def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, d
     notebooks = {name: root / EXPERIMENTS[name].notebook for name in EXPERIMENTS if name in names}
     if not any(path.is_file() for path in notebooks.values()):
         raise Refused(f"there is no {next(iter(notebooks.values())).relative_to(root)} here: run this in a checkout of the repository")
+    if not args.out:
+        raise Refused("--out is the name of a folder, not ''")
     out = Path(args.out).absolute()
     nbs = root / "nbs"
     if out == nbs or nbs in out.parents and not any(part.startswith(("_", ".")) for part in out.relative_to(nbs).parts):
@@ -564,13 +567,16 @@ def _experiments(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, d
 
 
 def _can_hold_files(folder: str) -> None:
-    "Refuses a folder that could not be made or written into; makes nothing."
+    "Refuses a folder that could not be made or written into; leaves nothing behind."
+    if not folder:
+        raise Refused("--out is the name of a folder, not ''")
     try:
         there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists() or path.is_symlink())
         if not there.is_dir():
             raise Refused(f"cannot write into {folder} ({there} is no folder)")
         if not os.access(there, os.W_OK | os.X_OK):
             raise Refused(f"cannot write into {folder} (no permission to write into {there})")
+        os.rmdir(tempfile.mkdtemp(dir=there)) # permission is not everything: /proc
     except (OSError, ValueError) as error: # a name that no system takes
         raise Refused(f"cannot write into {folder} ({getattr(error, 'strerror', None) or error})") from None
 
@@ -647,10 +653,13 @@ def verify(args: argparse.Namespace) -> int:
     from dals.lab.store import Store
     from dals.lab.sweep import duration, run_one
     from dals.lab.tasks import TASKS
+    store = Store()
     if args.n < 1:
         raise Refused(f"-n is the number of records, at least 1, not {args.n}")
-    plan(args.task or ["synthetic-released"], None, [42], args.protocol or "paper", args.profile or "paper")
-    runs = [run for task in args.task or [None] for run in Store().runs(task, args.profile, args.protocol)]
+    for name, what in ((args.profile, "profile"), (args.protocol, "protocol"), *((task, "task") for task in args.task or ())):
+        if name is not None:
+            _named(name, what, store)
+    runs = [run for task in args.task or [None] for run in store.runs(task, args.profile, args.protocol)]
     cheap = [run for run in runs if run.seconds <= args.within and run.device.startswith("cpu")
              and run.task.partition("+draw-")[0] in TASKS]
     absent = absentees(run.task for run in cheap)
@@ -680,9 +689,9 @@ def replay(args: argparse.Namespace) -> int:
     "Walk every run of a file of trajectories again, and compare."
     from dals.recipes.replay import TOLERANCE, replay as walk
     try:
-        results = walk(json.loads(Path(args.file).read_text(encoding="utf-8")))
+        results = walk(json.loads(read_file(Path(args.file))))
     except OSError as error:
-        raise Refused(f"cannot read {args.file} ({error.strerror})") from None
+        raise Refused(f"cannot read {args.file or repr('')} ({error.strerror})") from None
     except (RecursionError, ValueError) as error:
         raise Refused(f"{args.file} is no file of trajectories: {error}") from None
     width = max(len(result.run) for result in results) if results else 0
@@ -716,6 +725,7 @@ def benchmark(args: argparse.Namespace) -> int:
     "Train strategies on a task in a file, except for what the store has, and print how they compare."
     from dals.lab.compare import benchmark as compared
     from dals.lab.tasks import Unavailable
+    here, out = os.getcwd(), None if args.out is None else os.path.abspath(args.out) # now: a task file may change the folder
     if args.out is not None:
         _can_hold_files(args.out)
         if importlib.util.find_spec("matplotlib") is None:
@@ -729,8 +739,8 @@ def benchmark(args: argparse.Namespace) -> int:
         print(f"dals: {error}", file=sys.stderr)
         return 1
     print("", result, sep="\n")
-    if args.out:
-        print("", *(os.path.relpath(path) for path in result.save(args.out)), sep="\n")
+    if out:
+        print("", *(os.path.relpath(path, here) for path in result.save(out)), sep="\n")
     return 1 if result.failed else 0
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-031

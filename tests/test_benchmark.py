@@ -5,9 +5,11 @@ import math
 import runpy
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -104,6 +106,11 @@ LIES = {
     "regime": (dict(regime="pretrain"), "regime 'pretrain' is neither"),
     "multipliers": (dict(multipliers={"Adam": -1.0}), "multipliers are positive numbers"),
     "family": (dict(multipliers={"Lion": 2.0}), "multipliers are positive numbers for 'SGD' and 'Adam'"),
+    "a factor in words": (dict(multipliers={"Adam": "twice"}), "multipliers are positive numbers"),
+    "a factor of yes": (dict(multipliers={"Adam": True}), "multipliers are positive numbers"),
+    "no regime": (dict(regime=["scratch"]), "regime ['scratch'] is neither"),
+    "no words": (dict(about=""), "the copy of the data is '', where the records need a few words"),
+    "a number for words": (dict(about=7), "the copy of the data is 7, where the records need a few words"),
     "no parameters": (dict(model=lambda: nn.Flatten()), "no trainable parameters: there is nothing to train."),
     "frozen": (dict(model=lambda: net().requires_grad_(False)), "every one of its parameters has requires_grad=False"),
     "a module": (dict(model=SHARED), "model is a module"),
@@ -124,7 +131,7 @@ LIES = {
     "a last batch of one": (dict(model=lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), batch_size=79), "fails on a batch of 1 "),
     "no layer": (dict(model=Bare), "cannot tell how deep the parameter 'magic' lies"),
     **{f"name {name!r}": (dict(name=name), "cannot be a folder of the store")
-       for name in ("", "a/b", "..", ".hidden", "a b", "x+draw-1", "a" * 101)},
+       for name in ("", "a/b", "..", ".hidden", "a b", "x+draw-1", "a" * 101, "a\n", 7, None, b"a")},
     "a name of the paper's": (dict(name="synthetic-released"), "is one of the paper's tasks"),
 }
 COUNT = iter(range(1000))
@@ -138,6 +145,64 @@ def test_a_task_that_lies_is_told_so_before_anything_trains(lie, tmp_path):
         benchmark(task, seeds=1, store=Store(local=tmp_path), progress=None)
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir()) and torch.equal(torch.get_rng_state(), state) and "mine" not in TASKS
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"profiles": {}}, "no profile 'paper'"), ({"profiles": {"paper": None}}, "profile 'paper' of the task is None, not a"),
+    *(({"profiles": {"paper": replace(Budget(2, 16, 80, 40), **{part: value})}}, f"{part} of the task is a whole number")
+      for part in ("epochs", "batch_size", "train_examples", "test_examples") for value in (2.0, "2", None, True)),
+    ({"classes": 3.0}, "classes of the task is a whole number"), ({"backbone": ""}, "the backbone is ''"),
+    ({"read": lambda budget: None}, "reading the data fails: AttributeError"), ({"read": lambda budget: 1 / 0}, "reading the data fails"),
+    ({"read": lambda budget: sys.exit(3)}, "reading the data fails: SystemExit: 3"),
+])
+def test_a_task_made_by_hand_with_a_part_of_another_kind_is_told_so(changes, says):
+    with pytest.raises(ValueError) as refused:
+        check(replace(mine(), **changes))
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("more, says", [
+    *(({name: value}, f"{name} is a whole number, not") for name in ("epochs", "batch_size") for value in (2.5, "2", None, True, [2])),
+    *(({"classes": value}, "the number of classes, is a whole number") for value in (3.0, "3", True)),
+    ({"multipliers": 3}, "multipliers are positive numbers"), ({"train": (X * 1j, Y)}, "batch 1 of train has complex numbers"),
+    ({"test": (X, Y * 1j)}, "batch 1 of test has complex numbers"),
+])
+def test_own_task_takes_numbers_for_numbers(more, says):
+    with pytest.raises(ValueError) as refused:
+        mine(**more)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    task = mine(epochs=np.int64(2), batch_size=np.int32(16), classes=np.int8(3))
+    found = benchmark(task, ["Adam"], seeds=1, store=Store(local=tmp_path), progress=None)
+    assert found.runs[0].history == benchmark(mine(), ["Adam"], seeds=1, store=Store(local=tmp_path), progress=None).runs[0].history
+
+
+def test_a_file_that_does_not_end_says_so_and_one_that_moves_away_is_found_again(root, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(threading, "Timer", lambda *words: started.append(Clock(*words)) or started[-1])
+    load_task("sub/my_task.py:task")
+    assert [clock.at for clock in started] == [["start", "cancel"]]
+    with pytest.warns(UserWarning, match="sub/my_task.py is still running after 20 seconds"):
+        started[0].run()
+    (root / "sub" / "my_task.py").write_text(f"import os\nos.chdir({str(root / 'sub')!r})\n" + FILE, encoding="utf-8")
+    monkeypatch.undo()
+    monkeypatch.chdir(root)
+    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]) == 0
+    assert len(records(root)) == 1 and (root / "page" / "mine.md").is_file() and "page/mine.md" in capsys.readouterr().out.splitlines()
+
+
+class Clock:
+    "A timer that is told when its time has come"
+    def __init__(self, seconds, what, words):
+        self.run, self.at = lambda: what(*words), []
+
+    def start(self):
+        self.at.append("start")
+
+    def cancel(self):
+        self.at.append("cancel")
 
 
 def test_the_truth_is_believed_and_leaves_the_generator_alone():

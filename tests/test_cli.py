@@ -123,7 +123,8 @@ def test_a_parameter_that_a_notebook_does_not_have_is_refused_before_anything_ru
     experiment(root, "figure4_stlr.ipynb", "open('ran', 'w')", "out = '_out'\nsteps = 10")
     for words, says in ((["-p", "stesp=20"], "figure4 called 'stesp'. Did you mean 'steps'?"), (["-p", "steps"], "NAME=VALUE"),
                         (["-p", "out=x"], "--out"), (["--out", "nbs/here"], "where nbdev looks"),
-                        (["--out", "settings.ini"], "cannot write")):
+                        (["--out", "settings.ini"], "cannot write"), (["--out", ""], "--out is the name of a folder"),
+                        (["--out", "/proc/here"], "cannot write")):
         assert main(["report", "--only", "figure4", *words]) == 2
         assert says in capsys.readouterr().err
     assert not list(root.rglob("ran")) and not (root / "_reproduced").exists()
@@ -192,6 +193,20 @@ def test_reproduce_trains_here_whatever_is_published_and_resumes(root, capsys):
     assert "0 of 18 runs to do" in capsys.readouterr().out and records(root) == before
     assert main(["publish"]) == 0
     assert "published 0 records into results; 18 stay local" in capsys.readouterr().out
+
+
+def test_tuned_records_are_verified_by_their_own_rates(root, capsys):
+    Store().put(run_one({"task": "synthetic", "strategy": "Adam", "protocol": "tuned", "profile": "smoke", "overrides": {"lr": 0.02}}))
+    assert main(["verify", "-n", "1", "--protocol", "tuned"]) == 0
+    assert "1 agree, 0 do not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "ucx://nowhere", "tcp://127.0.0.1:port", "://"])
+def test_a_scheduler_that_cannot_be_asked_is_one_sentence(root, capsys, address):
+    pytest.importorskip("distributed")
+    assert main(["train", "--task", "synthetic", "--profile", "smoke", "--engine", "dask", "--scheduler", address]) == 2
+    err = capsys.readouterr().err
+    assert f"no dask scheduler answers at {address}" in err and err.count("\n") == 1 and not records(root)
 
 
 def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
@@ -362,7 +377,14 @@ from dals import own_task
 x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 task = own_task("mine", lambda: nn.Linear(4, 3), (x[:24], x[:24, :3].argmax(1)), (x[24:], x[24:, :3].argmax(1)), epochs=1, batch_size=8)
 """
-FILES = {"own.py": OWN, "exits.py": "import sys\nsys.exit(3)\n", "leaves.py": "raise SystemExit('for lunch')\n", "raises.py": "1 / 0\n",
+READS = """
+from dataclasses import replace
+def read(budget):
+    return [][1]
+task = replace(task, read=read)
+"""
+FILES = {"own.py": OWN, "base.py": "class Odd(BaseException): pass\nraise Odd('a\\nb')\n", "reads.py": OWN + READS,
+         "exits.py": "import sys\nsys.exit(3)\n", "leaves.py": "raise SystemExit('for lunch')\n", "raises.py": "1 / 0\n",
          "empty.py": "", "runs_null.json": '{"problem": {}, "runs": null}', "sam_list.json": '{"sam": []}', "number.json": "7",
          "deep.json": "[" * 100_000, "half.json": '{"runs": ', "latin.json": b"{\xff}", "file": "of a user",
          "digits.json": '{"problem": {"losses": [' + "9" * 5000 + ']}, "runs": {}}'}
@@ -372,6 +394,8 @@ FILES = {"own.py": OWN, "exits.py": "import sys\nsys.exit(3)\n", "leaves.py": "r
 def files(root) -> Path:
     for name, text in FILES.items():
         (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    os.mkfifo(root / "fifo")
+    (root / "dangling").symlink_to("nowhere")
     return root
 
 
@@ -405,10 +429,22 @@ def files(root) -> Path:
     ("replay latin.json", "latin.json is no file of trajectories"),
     ("replay digits.json", "digits.json is no file of trajectories"),
     ("replay .", "cannot read ."),
+    ("replay ''", "cannot read ''"),
+    ("replay /dev/zero", "cannot read /dev/zero (it is no regular file)"),
+    ("replay fifo", "cannot read fifo (it is no regular file)"),
     ("benchmark exits.py:task", "exits.py, line 2: SystemExit: 3"),
     ("benchmark leaves.py:task", "leaves.py, line 1: SystemExit: for lunch"),
     ("benchmark raises.py:task", "raises.py, line 1: ZeroDivisionError"),
     ("benchmark empty.py:task", "empty.py makes no task"),
+    ("benchmark base.py:task", "base.py, line 2: Odd: a b"),
+    ("benchmark reads.py:task", "reading the data fails: IndexError"),
+    ("benchmark own.py:task --protocol tuned", "Protocol 'tuned' has no rates of its own"),
+    ("benchmark own.py:task --device ''", "no device ''"),
+    ("benchmark own.py:task --device cuda:99", "no device 'cuda:99'"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out ''", "--out is the name of a folder"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out /proc/here", "cannot write into /proc/here"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out fifo", "cannot write into fifo"),
+    ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out dangling", "cannot write into dangling"),
     ("benchmark own.py:tusk", "Did you mean 'task'?"),
     ("benchmark own.py:task --strategy Adm", "Did you mean 'Adam'?"),
     ("benchmark own.py:task --profile nosuch", "no profile 'nosuch'"),
@@ -425,12 +461,18 @@ def files(root) -> Path:
     ("train --task synthetic --minutes soon", "argument --minutes"),
     ("verify --within nan", "nan is no positive number"),
     ("train --task synthetic --jobs 99999999", "at most 1024"),
+    ("train --task synthetic --device ''", "no device ''"),
+    ("decide C4 --device ''", "no device ''"),
+    ("train --task synthetic --protocol released --variant all nosuch", "no variant 'nosuch'"),
+    ("verify --profile ''", "no profile ''"),
+    ("verify --protocol nosuch", "no protocol 'nosuch'"),
+    ("verify --task nosuch", "no task 'nosuch'"),
 ])
 def test_what_cannot_work_is_refused_before_anything_is_done(files, capsys, words, says):
     assert main(shlex.split(words)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("dals: ") and err.count("\n") == 1 and says in err
-    assert {path.name for path in files.iterdir()} <= {"settings.ini", "__pycache__", *FILES}
+    assert {path.name for path in files.iterdir()} <= {"settings.ini", "__pycache__", "fifo", "dangling", *FILES}
 
 
 def golden() -> dict:

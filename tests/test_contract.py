@@ -854,6 +854,138 @@ def test_a_state_that_is_none_or_of_other_shapes_is_refused_and_changes_nothing(
     assert_same(optimizer.state_dict(), before)
 
 
+
+def trained(name):
+    """Two parameters and their optimizer, three steps later; bases have momentum."""
+    params = weights(shapes=((4, 3), (3,)))
+    optimizer = make(name, params, **({"momentum": 0.9} if name in ("lookahead", "sam") else {}))
+    train(name, optimizer, params, 0, 3)
+    return params, optimizer
+
+
+def first_tensors(change):
+    """A change of every tensor with dimensions that a state, or a base in it, keeps for the first parameter."""
+    def apply(state):
+        kept = state["state"][0]
+        for place in (kept, kept.get("base", {})):
+            for key, x in place.items():
+                if isinstance(x, torch.Tensor) and x.ndim:
+                    place[key] = change(x)
+    return apply
+
+
+def in_group(**values):
+    """Values in the place of those in the first group, where it has them; False where it has none."""
+    def apply(state):
+        group = state["param_groups"][0]
+        found = {key: value for key, value in values.items() if key in group}
+        group.update(found)
+        return bool(found)
+    return apply
+
+
+BROKEN = {
+    "state is None": lambda state: state.update(state=None), "state is a list": lambda state: state.update(state=[1]),
+    "groups are a text": lambda state: state.update(param_groups="ab"), "groups are None": lambda state: state.update(param_groups=None),
+    "a group is a text": lambda state: state.update(param_groups=["a"]), "a group is None": lambda state: state.update(param_groups=[None]),
+    "no params": lambda state: state["param_groups"][0].pop("params") and None, "params None": in_group(params=None),
+    "params a number": in_group(params=2), "params lists": in_group(params=[[0], [1]]), "params twice": in_group(params=[0, 0]),
+    "an entry is None": lambda state: state["state"].update({0: None}), "an entry is a list": lambda state: state["state"].update({0: [1]}),
+    "an entry is a tensor": lambda state: state["state"].update({0: torch.ones(3)}),
+    "an entry of nobody": lambda state: state["state"].update({77: {"x": torch.ones(3)}}),
+    "shapes": first_tensors(lambda x: torch.ones(7)), "no values": first_tensors(lambda x: x.to("meta")),
+    "lr a text": in_group(lr="x"), "lr NaN": in_group(lr=float("nan")), "lr complex": in_group(lr=1j), "lr True": in_group(lr=True),
+    "lr infinite": in_group(lr=float("inf")), "lr a list": in_group(lr=[0.1]),
+    "step a text": in_group(step="x"), "step below 0": in_group(step=-1), "step None": in_group(step=None), "step half": in_group(step=0.5),
+    "phase 7": in_group(phase=7), "phase a text": in_group(phase="x"), "average a text": in_group(loss_ema="x"),
+    "average complex": in_group(loss_ema=1j), "base_lr a text": in_group(base_lr="x"),
+    "wrapper None": in_group(wrapper=None), "wrapper a text": in_group(wrapper="ab"),
+    "wrapper of texts": in_group(wrapper={"k": "x", "rho": "x", "lamb": "x"}),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@each
+def test_a_state_with_a_part_of_another_kind_is_refused_in_a_sentence_and_changes_nothing(name, fault):
+    params, optimizer = trained(name)
+    state = copy.deepcopy(optimizer.state_dict())
+    if BROKEN[fault](state) is False:
+        return  # it has no such part
+    before = copy.deepcopy([[p.detach() for p in params], optimizer.state_dict()])
+    with pytest.raises((TypeError, ValueError)) as refused:
+        optimizer.load_state_dict(state)
+    assert re.search(r"[a-z].*\.$", str(refused.value)) and "object" not in str(refused.value)
+    assert_same([[p.detach() for p in params], optimizer.state_dict()], before)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.long, lambda x: x * 1j, torch.Tensor.to_sparse])
+@pytest.mark.parametrize("name", ["AdaBound", "lars", "Lion", "dals", "lookahead", "grokfast"])
+def test_a_state_of_another_kind_of_tensor_is_refused(name, change):
+    params, optimizer = trained(name)
+    state = copy.deepcopy(optimizer.state_dict())
+    first_tensors(change)(state)
+    with pytest.raises(ValueError, match="in the state, the parameter"):
+        optimizer.load_state_dict(state)
+
+
+ODD = {"a text": "x", "None": None, "infinite": float("inf"), "complex": 1j, "a list": [0.1], "True": True, "beyond floats": 10 ** 400,
+       "two numbers": torch.ones(2), "with a gradient": torch.ones(1, requires_grad=True), "a complex tensor": torch.tensor(1j),
+       "a tensor of truth": torch.tensor(True), "no value": torch.tensor(0.1, device="meta")}
+
+
+@pytest.mark.parametrize("value", ODD)
+@each
+def test_an_option_of_another_kind_is_refused_in_a_sentence_and_changes_nothing(name, value):
+    params, optimizer = trained(name)
+    own = name not in ("lookahead", "sam", "grokfast")
+    options = [option for option in ("lr", "weight_decay", "momentum", "alpha", "trust", "eps", "depth", "gamma", "final_lr")
+               if option in optimizer.param_groups[0] and (own or option == "lr")]
+    if value == "None" and not own:
+        return  # the base may have a meaning for it
+    before = copy.deepcopy([[p.detach() for p in params], optimizer.state_dict()])
+    for option in options:
+        with pytest.raises((TypeError, ValueError)) as refused:
+            optimizer.add_param_group({"params": [Parameter(torch.ones(2))], option: ODD[value]})
+        assert option in str(refused.value) and "supported between" not in str(refused.value)
+        assert_same([[p.detach() for p in params], optimizer.state_dict()], before)
+    with pytest.raises(ValueError, match='has its parameters as "params"'):
+        optimizer.add_param_group({"lr": 0.1})
+
+
+@pytest.mark.parametrize("make, option", [
+    (lambda ps, v: DALS(ps, total_steps=9, thresholds=v), "thresholds"),
+    (lambda ps, v: DALS(ps, total_steps=9, trust_clip=v), "trust_clip"),
+    (lambda ps, v: DALS(ps, total_steps=9, thresholds=(v, v)), "thresholds"), (lambda ps, v: DALS(ps, total_steps=v), "total_steps"),
+    (lambda ps, v: DALS(ps, total_steps=9, trust_clip=(v, v)), "trust_clip"), (lambda ps, v: DALS(ps, total_steps=9, warmup=v), "warmup"),
+    (lambda ps, v: DALS(ps, total_steps=9, foreach=v), "foreach"), (lambda ps, v: DALS(ps, total_steps=9, capturable=v), "capturable"),
+    (lambda ps, v: DALS(ps, total_steps=9, filter_in_exploration=v), "filter_in"), (lambda ps, v: Lion(ps, betas=v), "betas"),
+    (lambda ps, v: DALSAcc(ps, restart_steps=v), "restart_steps"), (lambda ps, v: AdaBound(ps, betas=(0.5, v)), "betas"),
+    (lambda ps, v: DALSAcc(ps, restart_steps=9, restart_mult=v), "restart_mult"), (lambda ps, v: SAM(SGD(ps), rho=v), "rho"),
+    (lambda ps, v: Lookahead(SGD(ps), k=v), "k must"), (lambda ps, v: Lookahead(SGD(ps), alpha=v), "alpha"),
+    (lambda ps, v: Grokfast(SGD(ps), alpha=v), "alpha"), (lambda ps, v: Grokfast(SGD(ps), lamb=v), "lamb")])
+@pytest.mark.parametrize("value", ["x", 1j, {}, [[1]], torch.ones(2), torch.tensor(1j), torch.tensor(0.5, device="meta")])
+def test_an_argument_of_another_kind_is_refused_in_a_sentence(make, option, value):
+    with pytest.raises((TypeError, ValueError), match=option):
+        make([Parameter(torch.ones(2))], value)
+
+
+@each
+def test_a_closure_that_raises_leaves_weights_and_state_as_they_were(name):
+    params, optimizer = trained(name)
+    for call in range(2 if name == "sam" else 1):
+        calls, evaluate = iter(range(9)), closure(optimizer, params, 3)
+
+        def breaks(calls=calls, call=call, evaluate=evaluate):
+            loss = evaluate()
+            if next(calls) == call:
+                raise ArithmeticError("in the middle")
+            return loss
+        before = copy.deepcopy([[p.detach() for p in params], optimizer.state_dict()])
+        with pytest.raises(ArithmeticError, match="in the middle"):
+            optimizer.step(breaks)
+        assert_same([[p.detach() for p in params], optimizer.state_dict()], before)
+
+
 @each
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_an_empty_group_changes_nothing(name, where):

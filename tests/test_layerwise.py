@@ -817,6 +817,50 @@ def test_peft_keeps_a_frozen_twin_that_is_no_layer():
     assert [group["above"] for group in groups][1:] == list(above.values())[1:]
 
 
+class TwoMatrices(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.ones(b, a)), nn.Parameter(torch.ones(b, 1))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.scale)
+
+
+class Adapted(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.base_layer, self.lora_A, self.lora_B = nn.Linear(a, b), nn.Linear(a, 2, bias=False), nn.Linear(2, b, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("example", [None, torch.ones(2, 90)])
+@pytest.mark.parametrize("layer", [nn.Linear, TwoMatrices, Adapted, lambda a, b: nn.utils.weight_norm(nn.Linear(a, b)),
+                                   lambda a, b: nn.utils.parametrizations.weight_norm(nn.Linear(a, b))])
+def test_a_large_layer_of_a_plain_network_is_a_layer_and_no_warning(layer, example, recwarn):
+    model = nn.Sequential(layer(90, 30), nn.ReLU(), layer(30, 30), nn.ReLU(), layer(30, 30), nn.ReLU(), layer(30, 5))
+    groups = layer_groups(model, example)
+    assert [group["name"] for group in groups] == ["0", "2", "4", "6"]
+    assert not [warning for warning in recwarn if "layer_groups" in str(warning.message)]
+
+
+def test_a_large_layer_beside_blocks_that_hide_in_one_child_is_named():
+    model = nn.Sequential(TwoMatrices(300, 30), *(Residual(30, 30) for _ in range(4)), nn.Linear(30, 5))
+    with pytest.warns(UserWarning, match="'0' holds 5.% of the weights and stays whole"):
+        layer_groups(model)
+
+
 def test_no_layer_is_most_of_a_deep_network():
     class Lump(nn.Module):
         def __init__(self, big):

@@ -242,6 +242,16 @@ def refused(capsys, words: list[str]) -> str:
     return err
 
 
+def test_where_a_file_stands_for_the_folder_of_a_strategy_training_says_so_and_starts_nothing(root, capsys, monkeypatch):
+    way = root / "_results" / "synthetic" / "smoke" / "paper"
+    way.mkdir(parents=True)
+    (way / "DALS").write_text("of a user", encoding="utf-8")
+    monkeypatch.setattr("dals.lab.sweep._run_all", None)
+    assert main(["train", "--task", "synthetic", "--strategy", "AdamW", "DALS", "--profile", "smoke"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{way / 'DALS'} is no folder" in err and not list(root.rglob("*.failed"))
+
+
 @pytest.mark.parametrize("what, sentence", [("a link", "_results is a link that leads nowhere"), ("a file", "_results is no folder")])
 def test_where_the_local_store_is_no_folder_training_says_so_and_starts_nothing(root, capsys, monkeypatch, what, sentence):
     (root / "_results").symlink_to(root / "nowhere") if what == "a link" else (root / "_results").write_text("", encoding="utf-8")

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import operator
+import os
 import pickle
 import re
 import statistics
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +30,7 @@ from torch.nn import functional as F
 
 from ..recipes.strategies import STRATEGIES, get_strategy, lookup
 from .intervals import binomial_se, summary, Summary
-from .store import Conflict, Key, Store, write_new
+from .store import Conflict, Key, Store, shown, write_new
 from .sweep import duration, missing, run_one, sweep
 from .tasks import TASKS, Budget, Data, fingerprint, Split, Task, Unavailable
 from .training import find_device, planned, Run, seed_everything
@@ -36,8 +40,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row', 'first_epoch',
-           'default_target', 'table', 'Comparison', 'benchmark']
+__all__ = ['PATIENCE', 'BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row',
+           'first_epoch', 'default_target', 'table', 'Comparison', 'benchmark']
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-008
 def _tensors(parts: Any) -> tuple[Tensor, ...]: # raises `TypeError` or `ValueError` for what is no array of numbers
@@ -90,6 +94,8 @@ def _stacked(batches: Any, part: str) -> Split:
             one, answer = _tensors(batch[0]), torch.as_tensor(batch[1]).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{where} is not made of numbers ({error}): give tensors or arrays.") from None
+        if answer.is_complex() or any(x.is_complex() for x in one):
+            raise ValueError(f"{where} has complex numbers: give real ones, such as torch.view_as_real makes.")
         if answer.ndim == 0 or any(x.ndim == 0 for x in one):
             raise ValueError(f"{where} is a single example: wrap the data set in DataLoader(..., batch_size=...).")
         if sizes := [len(x) for x in one if len(x) != len(answer)]:
@@ -106,6 +112,16 @@ def _stacked(batches: Any, part: str) -> Split:
     except RuntimeError as error:
         raise ValueError(f"the labels of {part} differ in shape from batch to batch ({error}).") from None
     return Split(tuple(map(torch.cat, zip(*inputs, strict=True))), answers if answers.is_floating_point() else answers.long()) # type: ignore[arg-type]
+
+
+def _whole(value: Any, what: str) -> int: # raises `ValueError`
+    "A whole number of any kind, numpy's too, as an int"
+    try:
+        if not isinstance(value, bool):
+            return int(operator.index(value))
+    except TypeError:
+        pass
+    raise ValueError(f"{what} is a whole number, not {shown(value)}.")
 
 
 def own_task(
@@ -158,15 +174,20 @@ def own_task(
     Raises
     ------
     TypeError, ValueError
-        Where the batches do not fit together. `dals.benchmark` looks at the rest before anything is
-        trained.
+        Where the batches do not fit together, and for a number that is none. `dals.benchmark` looks
+        at the rest before anything is trained.
 
     Examples
     --------
     >>> task = own_task("mine", lambda: nn.Linear(4, 3), (inputs, labels), (inputs, labels), epochs=5, batch_size=8)
     """
+    epochs, batch_size = _whole(epochs, "epochs"), _whole(batch_size, "batch_size")
+    if not isinstance(multipliers, (Mapping, type(None))):
+        raise ValueError(f"multipliers are positive numbers for 'SGD' and 'Adam', not {shown(multipliers)}.")
     data = Data(stack(train), stack(test, "test"), about, "")
-    if classes is None:
+    if classes is not None:
+        classes = _whole(classes, "classes, the number of classes,")
+    else:
         both = [split.labels for split in (data.train, data.test)]
         classes = 0 if any(map(torch.is_floating_point, both)) else int(max(labels.max() for labels in both)) + 1
     sizes = len(data.train), len(data.test)
@@ -264,6 +285,20 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
     return again
 
 
+def _loaded(task: Task, profile: str) -> Data: # raises `ValueError`
+    "What a task reads, if its record can say what that is"
+    try:
+        data = task.load(profile)
+    except Unavailable:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"reading the data fails: {type(error).__name__}: {error}") from error
+    for what, text in (("copy of the data", data.copy), ("fingerprint of the data", data.fingerprint), ("backbone", task.backbone)):
+        if not (isinstance(text, str) and text or what == "backbone" and text is None):
+            raise ValueError(f"the {what} is {shown(text)}, where the records need a few words: own_task takes them as about=...")
+    return data
+
+
 def check(
     task: Task, # anybody's
     profile: str = "paper", # which budget
@@ -273,20 +308,28 @@ def check(
     "Hold a task to its word before anything is trained; leaves the global generators alone"
     if not isinstance(task, Task):
         raise ValueError(f"a task is made by own_task, or a `dals.lab.tasks.Task`, not a {type(task).__name__}.")
-    if not re.fullmatch(r"\w[\w.-]{0,99}", task.name or "") and task.name not in TASKS:
+    if not isinstance(task.name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", task.name) and task.name not in TASKS:
         raise ValueError(f"task name {task.name!r} cannot be a folder of the store: use letters, digits, '-', '_' and '.', "
                          "a letter or a digit first, at most 100 of them.")
     if TASKS.get(task.name, task) is not task:
         raise ValueError(f"{task.name!r} is one of the paper's tasks, and its records are in the store: give yours another name.")
     if task.regime not in ("scratch", "finetune"):
         raise ValueError(f"regime {task.regime!r} is neither 'scratch' nor 'finetune': it decides which of the paper's rates are used.")
-    if set(task.multipliers) != {"SGD", "Adam"} or not all(0 < factor < math.inf for factor in task.multipliers.values()):
+    if set(task.multipliers) != {"SGD", "Adam"} or not all(
+            type(factor) in (int, float) and 0 < factor < math.inf for factor in task.multipliers.values()):
         raise ValueError(f"multipliers are positive numbers for 'SGD' and 'Adam', not {task.multipliers}.")
-    budget = task.budget(profile)
+    if not isinstance(lookup(task.profiles, profile, "profile"), Budget):
+        raise ValueError(f"profile {profile!r} of the task is {shown(task.profiles[profile])}, not a dals.lab.tasks.Budget.")
+    budget = task.budget(profile, protocol)
+    numbers = {"epochs": budget.epochs, "batch_size": budget.batch_size, "train_examples": budget.train_examples,
+               "test_examples": budget.test_examples, "classes": task.classes}
+    for what, number in numbers.items(): # a record has them, and holds nothing but plain ones
+        if type(number) is not int:
+            raise ValueError(f"{what} of the task is a whole number, not {shown(number)}.")
     if budget.epochs < 1 or budget.batch_size < 1:
         raise ValueError(f"a run needs at least one epoch and one example per batch, not {budget.epochs} and {budget.batch_size}.")
     with _fixed():
-        data = task.load(profile)
+        data = _loaded(task, profile)
         for part, split in (("train", data.train), ("test", data.test)):
             _check_split(split, part, task.classes)
         if task.classes < 2:
@@ -304,6 +347,22 @@ def check(
     return data
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-018
+PATIENCE = 20.0 # seconds that a file may run before it is said that somebody waits for it
+
+
+@contextmanager
+def _no_silence(path: str) -> Iterator[None]:
+    "Inside the block somebody who waits is told for what"
+    words = f"{path} is still running after {PATIENCE:g} seconds: it is waited for until it ends or is interrupted"
+    timer = threading.Timer(PATIENCE, warnings.warn, (words,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def load_task(
     where: str, # "path/to/my_task.py:task"
 ) -> Task: # raises `ValueError` with a sentence where there is none
@@ -318,9 +377,11 @@ def load_task(
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent)) # what lies beside it can be imported
     try:
-        with _fixed():
+        with _fixed(), _no_silence(path):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error: # nothing in a file ends the whole program
+    except KeyboardInterrupt: # somebody does not want to wait any longer
+        raise
+    except BaseException as error: # nothing in a file ends the whole program
         lines, trace = [], error.__traceback__
         while trace:
             lines += [trace.tb_lineno] * (trace.tb_frame.f_code.co_filename == str(file))
@@ -712,6 +773,7 @@ def benchmark(
     if importlib.util.find_spec("scipy") is None:
         raise ModuleNotFoundError("the intervals of the table need the package scipy: pip install 'dals[report]' brings it.", name="scipy")
     store, where = store or Store(), task if isinstance(task, str) else None
+    whole = os.path.abspath(where or "") # now: what is in the file may change the folder
     task = load_task(task) if isinstance(task, str) else task
     wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
     names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
@@ -730,9 +792,11 @@ def benchmark(
             raise Conflict(f"{str(error).partition(':')[0]}: give the task another name, or move its folder in the store away.") from None
         failed: dict[Key, str] = {}
         travels = _packed(task) if todo and where is None and jobs != 1 else b""
-        if todo and where is not None and load_task(where).load(profile).fingerprint != data.fingerprint:
+        if todo and where is not None and load_task(whole).load(profile).fingerprint != data.fingerprint:
             raise ValueError(f"{where} makes other data each time it is run, and every worker runs it: fix the seed of what is drawn "
                              "there, such as train_test_split(..., random_state=0).")
+        if todo:
+            store.prepare()
         if progress:
             progress(f"{len(todo)} of {len(configs)} runs to do" if todo else f"nothing to do: all {len(configs)} runs are in the store")
         if todo and where is None and jobs == 1:
@@ -744,8 +808,7 @@ def benchmark(
                     source = Path(folder) / "task.pickle"
                     source.write_bytes(travels)
                 else:
-                    path, _, name = where.rpartition(":")
-                    source = Path(f"{Path(path).resolve()}:{name}")
+                    source = Path(whole)
                 failed = sweep(todo, store, jobs, progress, run=partial(run_from, str(source))).failed
     found = [store.get(task.name, profile, protocol, name, seed) for name in names for seed in numbers]
     runs = [run for run in found if run is not None]

@@ -88,7 +88,8 @@ def plan(
     shared = {"protocol": protocol, "profile": profile, "device": device, "fast": fast}
     if variants and protocol != "released":
         raise Refused("a variant takes something back that the released code did: it goes with --protocol released")
-    names = list(VARIANTS) if "all" in variants else [known(name, VARIANTS, "variant") for name in variants]
+    names = [known(name, VARIANTS, "variant") for name in variants if name != "all"]
+    names = list(VARIANTS) if "all" in variants else names
     what = [(strategy, {"variant": name, "overrides": VARIANTS[name].undo}) for name in names for strategy in chosen
             if strategy in VARIANTS[name].strategies] if names else [(strategy, {}) for strategy in chosen]
     if not what:

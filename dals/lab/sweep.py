@@ -32,6 +32,7 @@ from dals.lab.store import (
     write_new,
 )
 from .training import fit, Run
+from .store import blocked_by
 
 # %% ../../nbs/4_workshop/13_sweep.ipynb #11_results-047
 def missing(
@@ -456,6 +457,9 @@ def sweep(
         demand_guard()
     if todo:
         store.prepare()
+        for folder in dict.fromkeys(store.path(config).parent for config in todo):
+            if problem := blocked_by(folder):
+                raise StoreError(f"cannot keep results in {folder}: {problem}")
         store.clean()
     bar = _Progress(todo, progress, expected or {}, jobs if executor is None else None)
     swept = Swept(skipped=[key for key in keys if key not in bar.left])

@@ -163,9 +163,9 @@ def find_device(
 ) -> torch.device: # raises `ValueError` that names the devices of this machine
     "A device that is really there"
     try:
-        place = torch.device(device or "cpu")
+        place = torch.device("cpu" if device is None else device)
         torch.zeros(1, device=place).item() # a device that cannot say what it holds cannot train
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise ValueError(f"There is no device {str(device)!r} on this machine. Known: {here}.") from error
     return place

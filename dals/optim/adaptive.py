@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Strict, wide
+from .base import Strict, wide, number
 
 # %% auto #0
 __all__ = ['bounds', 'AdaBound']
@@ -82,6 +82,11 @@ class AdaBound(Strict):
         gamma: float = 1e-3,
     ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma))
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless this class can do what the group asks for."""
+        super().check(group)
+        number("base_lr", group.get("base_lr", 0.0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group and remember the rate that it starts with."""

@@ -5,7 +5,10 @@
 # %% ../../nbs/4_workshop/01_base.ipynb #01_base-a02
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+import math
+from numbers import Real
+from collections.abc import Callable, Iterable, Iterator, Mapping, Hashable
 from typing import Any, overload, TypeVar
 
 import torch
@@ -14,8 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 # %% auto #0
-__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'evaluate', 'uncaptured', 'gradients', 'wide', 'full_tensor', 'refuse_flat',
-           'same_groups', 'same_buffers', 'Strict']
+__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'uncaptured',
+           'gradients', 'wide', 'full_tensor', 'refuse_flat', 'same_groups', 'is_step', 'same_buffers', 'Strict']
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-055
 def require(
@@ -25,6 +28,35 @@ def require(
     """Raise `ValueError(sentence)` unless the condition holds."""
     if not holds:
         raise ValueError(sentence)
+
+
+def is_number(
+    x: Any,  # of anybody's
+) -> bool:
+    """Whether it is a plain real number; True and False are none."""
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+def number(
+    name: str,  # of an option, for the error
+    value: Any,  # what somebody gave for it
+) -> None:
+    """Raise TypeError unless it is a plain number, and ValueError where no float can hold it; NaN is left to the comparisons."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}.")
+    require(not abs(value) > sys.float_info.max, f"{name} must be a finite number.")
+
+
+def rate(
+    lr: Any,  # what somebody gave for it
+) -> None:
+    """Raise TypeError or ValueError unless it is a number of at least 0, or a tensor that holds one."""
+    if isinstance(lr, torch.Tensor):
+        held = lr.numel() == 1 and not (lr.requires_grad or lr.is_complex() or lr.is_meta or lr.dtype == torch.bool)
+        require(held, f"Tensor lr must be 1-element without grad, not {lr}.")
+        lr = lr.item()
+    number("lr", lr)
+    require(lr >= 0, f"lr must be at least 0, not {lr}.")
 
 
 Loss = TypeVar("Loss", bound="Tensor | float | None")  # what a closure returns
@@ -38,6 +70,14 @@ def evaluate(
         return None
     with torch.enable_grad():
         return closure()
+
+
+def holds_params(
+    group: Any,  # that somebody wants to add
+) -> None:
+    """Raise ValueError for a parameter group without parameters; torch sees to the rest."""
+    found = ", ".join(map(str, group)) if isinstance(group, Mapping) else ""
+    require("params" in group if isinstance(group, Mapping) else True, f'A parameter group has its parameters as "params", not {found}.')
 
 
 def uncaptured(
@@ -109,6 +149,17 @@ def same_groups(
     """
     whole, found = {"state", "param_groups"} <= state_dict.keys(), ", ".join(map(str, state_dict)) or "nothing"
     require(whole, f'The state of an optimizer has "state" and "param_groups", this one has {found}.')
+    kept, groups = state_dict["state"], state_dict["param_groups"]
+    fine = isinstance(kept, Mapping) and all(isinstance(one, Mapping) for one in kept.values())
+    require(fine, 'The "state" of an optimizer is a dict that has another dict for each parameter.')
+    fine = isinstance(groups, (list, tuple)) and all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple)) for group in groups)
+    require(fine, 'The "param_groups" of a state are a list of dicts, each with the list of its "params".')
+    keys = [key for group in groups for key in group["params"]]
+    fine = all(isinstance(key, Hashable) for key in keys) and len(set(keys)) == len(keys)
+    require(fine, 'The "params" of a state are numbers, each of another parameter.')
+    strangers = [key for key in kept if isinstance(key, int) and key not in keys]
+    require(not strangers, f"The state keeps something for parameter {strangers[:1]}, which is in none of its groups.")
     ours, theirs = ([len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state_dict["param_groups"]))
     require(len(ours) == len(theirs), f"The state has {len(theirs)} parameter groups, the optimizer {len(ours)}: build it as it was.")
     for i, (here, there) in enumerate(zip(ours, theirs, strict=True)):
@@ -121,6 +172,13 @@ def same_groups(
         require(not lacking or any(state_dict["state"].values()), f"This state is of another optimizer: it has no {lacking}, {name} has.")
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-084
+def is_step(
+    x: Any,  # of a state
+) -> bool:
+    """Whether it counts steps: a whole number from 0 up."""
+    return is_number(x) and 0 <= x < math.inf and x == int(x)
+
+
 def same_buffers(
     optimizer: Optimizer,  # that is to load
     state_dict: dict[str, Any],  # what it is to load, of the same groups
@@ -137,14 +195,22 @@ def same_buffers(
                                  f"{own} keeps {', '.join(names or ()) or 'nothing'}.")
             for name, x in kept.items():
                 if not isinstance(x, torch.Tensor):
-                    fine = names is None or name == "step"
-                    require(fine, f"{name} of a parameter of group {i} must be a tensor, not {type(x).__name__}.")
+                    fine = names is None or name == "step" and is_step(x)
+                    what = "a count" if name == "step" else "a tensor"
+                    require(fine, f"{name} of a parameter of group {i} must be {what}, not {type(x).__name__} {x!r:.40}.")
                     continue
+                count = names is None or name != "step" or x.numel() == 1
+                require(count, f"{name} of a parameter of group {i} must be a count, not {x.numel()} numbers.")
+                require(p.is_meta or not x.is_meta, f"{name} of a parameter of group {i} is on the meta device and has no values.")
                 exact = names is not None and name != "step"  # torch's Adafactor keeps rows and columns, and counts are single numbers
                 fits = x.shape == p.shape if exact else not x.ndim or x.ndim == p.ndim and all(
                     a in (1, b) for a, b in zip(x.shape, p.shape, strict=True))
                 require(fits, f"{name} of a parameter of group {i} has shape {tuple(x.shape)} in the state, the parameter has "
                               f"{tuple(p.shape)}: build the model and the optimizer as they were.")
+                if exact:
+                    alike = (x.is_floating_point(), x.is_complex(), x.layout) == (p.is_floating_point(), p.is_complex(), p.layout)
+                    require(alike, f"{name} of a parameter of group {i} has {x.dtype}, {x.layout} in the state, the parameter "
+                                   f"{p.dtype}, {p.layout}.")
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-085
 class Strict(Optimizer):
@@ -177,14 +243,18 @@ class Strict(Optimizer):
         for name in (*self.at_least_0, *self.positive, *self.shares):
             value, tensor = group[name], isinstance(group[name], torch.Tensor)
             require(not tensor or name == "lr", f"{name} must be a plain number, not a tensor: pass float({name}).")
-            require(not tensor or value.numel() == 1 and not value.requires_grad, f"Tensor lr must be 1-element without grad, not {value}.")
+            if name == "lr":
+                rate(value)
+            elif name != "betas":
+                number(name, value)
         for name in self.at_least_0:
             require(group[name] >= 0, f"{name} must be at least 0, not {group[name]}.")
         for name in self.positive:
             require(group[name] > 0, f"{name} must be positive, not {group[name]}.")
         for name in self.shares:
             values, label = (group[name], "Both betas") if name == "betas" else ((group[name],), name)
-            fine = len(values) == (2 if name == "betas" else 1) and all(0 <= value < 1 for value in values)
+            fine = isinstance(values, (tuple, list)) and len(values) == (2 if name == "betas" else 1) and all(
+                is_number(value) and 0 <= value < 1 for value in values)
             require(fine, f"{label} must lie in [0, 1), not {group[name]}.")
 
     def admit(self) -> None:
@@ -192,7 +262,7 @@ class Strict(Optimizer):
         group = self.param_groups[-1]
         try:
             self.check(group)
-        except (TypeError, ValueError):
+        except Exception:
             self.param_groups.pop()
             raise
         self.settle(group)
@@ -204,11 +274,12 @@ class Strict(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in the middle of a run; one that is refused leaves the optimizer as it was."""
+        holds_params(param_group)
         super().add_param_group(param_group)
         self.admit()
 
     def fit(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-        """Raise ValueError unless the state fits: groups, options, class and shapes. What is returned is loaded in its place."""
+        """Raise ValueError or TypeError unless the state fits: groups, options, class, shapes. What is returned is loaded instead."""
         same_groups(self, state_dict)
         same_buffers(self, state_dict, self.counts + self.buffers)
         for here, there in zip(self.param_groups, state_dict["param_groups"], strict=True):

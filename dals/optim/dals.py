@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
-from .base import REMEDIES, evaluate, Loss, refuse_flat, Strict
+from .base import REMEDIES, evaluate, Loss, refuse_flat, Strict, is_number, is_step, number, rate, require, same_groups
 from .blocks import PIECE, foreach_step, same_layout
 from .schedule import constant, cosine, is_count, restarts, Schedule, warmup as warmed
 from .sharded import dtensor_class, local_parts, match_placements, mean_over_ranks, whole_norms
 from .update import detect, gradient_share, phase_alpha, tensor_step
 
 # %% auto #0
-__all__ = ['RUN_OPTIONS', 'RUN_START', 'GroupOptions', 'Columns', 'Batch', 'group_tensors', 'check_group', 'read_loss',
-           'as_number', 'known_average', 'DALS', 'DALSFast', 'DALSAcc']
+__all__ = ['RUN_OPTIONS', 'RUN_START', 'GroupOptions', 'Columns', 'Batch', 'group_tensors', 'is_pair', 'check_run', 'check_group',
+           'read_loss', 'as_number', 'known_average', 'DALS', 'DALSFast', 'DALSAcc']
 
 # %% ../../nbs/4_workshop/06_optimizer.ipynb #06_dals-063
 RUN_OPTIONS = ("total_steps", "warmup", "schedule", "thresholds", "capturable", "restart_steps", "restart_mult")
@@ -71,6 +71,22 @@ def group_tensors(
     return [Batch(cls, device, whose[some[0][0]][0], [row for row, _ in some], [whose[row][0].shares for row, _ in some],
                   max(size for _, size in some)) for (cls, _, device, _), some in batches.items()]
 
+def is_pair(
+    values: Any,  # what somebody gave for two numbers
+) -> bool:
+    "Whether it is a tuple or a list of two plain numbers; infinity may be one of them."
+    return isinstance(values, (tuple, list)) and len(values) == 2 and all(
+        map(is_number, values))
+
+def check_run(
+    group: dict[str, Any],  # of a state
+) -> None:
+    "Raise ValueError unless step count, loss average and phase are what an update leaves behind."
+    step, ema, phase = (x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in map(group.get, RUN_START, RUN_START.values()))
+    require(is_step(step), f"step, the updates so far, must be a whole number from 0 up, not {step}.")
+    require(ema is None or is_number(ema), f"loss_ema, the average of the losses so far, must be a number or None, not {ema}.")
+    require(is_step(phase) and phase <= 2, f"phase must be 0, 1 or 2, not {phase}.")
+
 def check_group(
     group: dict[str, Any],  # a parameter group with its options
 ) -> None:
@@ -82,8 +98,10 @@ def check_group(
         value = group[name]
         if isinstance(value, Tensor) and name != "lr":
             raise TypeError(f"{name} must be a plain number, not a tensor: pass float({name}).")
-        if isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad):
-            raise ValueError(f"Tensor lr must be 1-element without grad, not {value}.")
+        if isinstance(value, Tensor):
+            rate(value)
+        else:
+            number(name, value)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
     for name in ("momentum", "alpha"):
@@ -94,8 +112,11 @@ def check_group(
     for name in ("maximize", "differentiable", "fused"):
         if group.get(name):
             raise ValueError(f"DALS does not support {name}: {REMEDIES[name]}.")
-    clip = tuple(group["trust_clip"])
-    if len(clip) != 2 or not 0 <= clip[0] <= clip[1]:
+    for name in ("foreach", "filter_in_exploration"):
+        if not isinstance(group[name], (bool, type(None))):
+            raise TypeError(f"{name} must be True or False, not {type(group[name]).__name__}.")
+    clip = group["trust_clip"]
+    if not is_pair(clip) or not 0 <= clip[0] <= clip[1]:
         raise ValueError(f"trust_clip must be (low, high) with 0 <= low <= high, got {group['trust_clip']}.")
     if any(p.is_complex() for p in group["params"]):
         raise ValueError("DALS does not support complex parameters: train torch.view_as_real(p) instead.")
@@ -260,6 +281,9 @@ class DALS(Strict):
         foreach: bool | None = None,
         capturable: bool = False,
     ):
+        if not isinstance(capturable, bool):
+            raise TypeError(f"capturable must be True or False, not {type(capturable).__name__}.")
+        number("warmup", warmup)
         self.capturable = capturable
         if not (total_steps is None or is_count(total_steps)):
             raise ValueError(f"total_steps, the updates in the run, must be a whole number of at least 1, got {total_steps}: "
@@ -274,7 +298,7 @@ class DALS(Strict):
         self._warned = self._doubled = False  # that the run is too long, that two schedules are multiplied
         self._batches: Any = None  # how the tensors were sorted, and by what
         self._curve = self._build_curve()
-        if thresholds is not None and not (len(thresholds) == 2 and thresholds[0] >= thresholds[1]):
+        if thresholds is not None and not (is_pair(thresholds) and thresholds[0] >= thresholds[1]):
             raise ValueError(f"thresholds must be (bound of phase 0, bound of phase 1), the larger first, got {thresholds}.")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "alpha": alpha, "trust": trust, "trust_clip": trust_clip,
@@ -632,7 +656,7 @@ class DALS(Strict):
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             Where it does not fit; the sentence says what. Nothing has changed then.
         """
         super().load_state_dict(state_dict)
@@ -641,9 +665,12 @@ class DALS(Strict):
 
     def fit(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         "Raise ValueError unless the state fits; options of the run are the program's own, whatever a wrapper of torch's wrote beside them."
-        groups = [{name: value for name, value in group.items() if name not in RUN_OPTIONS} for group in state_dict.get("param_groups", ())]
-        state_dict = state_dict | {"param_groups": groups} if groups else state_dict
+        same_groups(self, state_dict)
+        groups = [{name: value for name, value in group.items() if name not in RUN_OPTIONS} for group in state_dict["param_groups"]]
+        state_dict = {**state_dict, "param_groups": groups}
         super().fit(state_dict)
+        for group in groups:
+            check_run(group)
         return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
@@ -783,6 +810,8 @@ class DALSAcc(DALS):
     ):
         if not is_count(restart_steps):
             raise ValueError(f"restart_steps, the updates in the first cycle, must be a positive whole number, got {restart_steps}.")
+        number("warmup", warmup)
+        number("restart_mult", restart_mult)
         if not 0 <= warmup < 1 or warmup and total_steps is None:
             raise ValueError(f"warmup is a fraction of total_steps in [0, 1), got warmup={warmup} with total_steps={total_steps}.")
         self.restart_steps, self.restart_mult = int(restart_steps), restart_mult

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .base import evaluate, full_tensor, gradients, Loss, refuse_flat, require, Strict, uncaptured, wide
+from .base import evaluate, full_tensor, gradients, Loss, refuse_flat, require, Strict, uncaptured, wide, is_step, number
 from .schedule import Schedule
 from .wrapper import Wrapper
 
@@ -158,9 +158,17 @@ class Lookahead(Wrapper):
 
     def __init__(self, base: Optimizer, k: int = 5, alpha: float = 0.5):
         super().__init__(base)
-        require(isinstance(k, int) and k >= 1, f"k must be a whole number of steps, at least 1, not {k}.")
-        require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
+        self.sound({"k": k, "alpha": alpha, "steps": 0})
         self.k, self.alpha, self.steps = k, alpha, 0
+
+    def sound(self, scalars: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless the wrapper's attributes may have these values."""
+        k, alpha, steps = (scalars[name] for name in self.scalars)
+        whole = isinstance(k, int) and not isinstance(k, bool) and k >= 1
+        require(whole, f"k must be a whole number of steps, at least 1, not {k}.")
+        number("alpha", alpha)
+        require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
+        require(is_step(steps), f"steps, the number of steps so far, must be a whole number, not {steps}.")
 
     def start(self) -> None:
         """Take the weights of today as slow weights, where there are none yet."""
@@ -247,8 +255,13 @@ class SAM(Wrapper):
 
     def __init__(self, base: Optimizer, rho: float = 0.05):
         super().__init__(base)
-        require(rho >= 0, f"rho must be at least 0, not {rho}.")
+        self.sound({"rho": rho})
         self.rho = rho
+
+    def sound(self, scalars: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless the wrapper's attribute may have this value."""
+        number("rho", scalars["rho"])
+        require(scalars["rho"] >= 0, f"rho must be at least 0, not {scalars['rho']}.")
 
     def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Move the weights, given with their gradients, to the steepest point within rho."""
@@ -351,9 +364,16 @@ class Grokfast(Wrapper):
 
     def __init__(self, base: Optimizer, alpha: float = 0.98, lamb: float = 2.0):
         super().__init__(base)
+        self.sound({"alpha": alpha, "lamb": lamb})
+        self.alpha, self.lamb = alpha, lamb
+
+    def sound(self, scalars: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless the wrapper's attributes may have these values."""
+        alpha, lamb = (scalars[name] for name in self.scalars)
+        number("alpha", alpha)
+        number("lamb", lamb)
         require(0 <= alpha < 1, f"alpha must lie in [0, 1), not {alpha}.")
         require(lamb >= 0, f"lamb must be at least 0, not {lamb}.")
-        self.alpha, self.lamb = alpha, lamb
 
     @torch.no_grad()
     def amplify(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # parameters, their own gradients, amplified ones

@@ -390,11 +390,13 @@ def _by_use(row: _Row, order: _FirstUse) -> _Row:
 def _homed(row: _Row, order: _FirstUse) -> _Row:
     "Vectors used after towers go into the one that they read, the tallest if into several."
     out: _Row = []
+    towers: list[tuple[_Row, list[int]]] = []  # those that end the row so far, and what they use
     for node in row:
-        below = out[-1] if out else None
-        read = [tower for tower in below.rows.values() if any(order.reads(p, q) for p in _used([node], order) for q in _used(tower, order))
-                ] if isinstance(below, _Towers) and isinstance(node, _Layer) and node.joins else []
+        own = _used([node], order) if towers and isinstance(node, _Layer) and node.joins else []
+        read = [tower for tower, used in towers if any(order.reads(p, q) for p in own for q in used)]
         (max(read, key=_height) if read else out).append(node)
+        if not read:
+            towers = [(tower, _used(tower, order)) for tower in node.rows.values()] if isinstance(node, _Towers) else []
     return out
 
 
@@ -439,15 +441,24 @@ def _put(row: _Row, placed: dict[int, tuple[Tensor, str]], name: str) -> None:
         layer.params.append(p)
 
 # %% ../../nbs/4_workshop/02_layers.ipynb #04_layerwise-118
+def _repeats(layers: Iterable[_Layer]) -> bool:
+    "Do blocks repeat? A block holds several layers; weight norm, adapters and recurrence give several matrices to a single one."
+    kinds = Counter(type(layer.module) for layer in layers if layer.module and "base_layer" not in layer.module._modules and sum(
+        any(p is not None and p.ndim > 1 for p in module._parameters.values()) for module in layer.module.modules()) > 1)
+    return max(kinds.values(), default=0) > 2
+
+
 def _large(row: _Row) -> dict[str, tuple[float, nn.Module | None]]:
     "Layers with more than a third of the weights in a network of repeated blocks: their share, and the module if it should be opened."
     layers = list(_layers(row))
     kinds = Counter(type(layer.module) for layer in layers if layer.module and _composite(layer.module))
     total = sum(p.numel() for layer in layers for p in layer.params)
-    found = {}
+    found: dict[str, tuple[float, nn.Module | None]] = {}
+    if not _repeats(layers):
+        return found
     for layer in layers:
         share = sum(p.numel() for p in layer.params) / total
-        if max(kinds.values(), default=0) > 2 and share > 1 / 3 and not layer.embeds and sum(p.ndim > 1 for p in layer.params) > 1:
+        if share > 1 / 3 and not layer.embeds and sum(p.ndim > 1 for p in layer.params) > 1:
             module = layer.module
             block = module is not None and kinds[type(module)] > 1 and share < 1 / 2  # stays whole
             found[layer.name] = share, module if module and not block and _children(module) and not _strange(module) else None

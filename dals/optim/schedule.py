@@ -204,7 +204,7 @@ def is_count(
     "Whether it is a whole number of at least 1, as an int or as a float; infinity, NaN, None and text are not."
     try:
         return not isinstance(x, (bool, str)) and x >= 1 and x == int(x)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: tensors that cannot be compared
         return False
 
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-063

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.optim import LBFGS, Optimizer, optimizer as torch_hooks
 
-from .base import require, same_buffers, same_groups, Strict
+from .base import require, same_buffers, same_groups, Strict, holds_params, rate
 
 # %% auto #0
 __all__ = ['without_global_hooks', 'parted', 'one_gradient', 'Wrapper']
@@ -107,8 +107,18 @@ class Wrapper(Strict):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Hand the group to the base; one that the wrapper refuses leaves both as they were."""
+        holds_params(param_group)
         self.base.add_param_group(param_group)
         self.admit()
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless wrapper and base can do what the group asks for."""
+        super().check(group)
+        if group.get("lr") is not None:
+            rate(group["lr"])
+
+    def sound(self, scalars: dict[str, Any]) -> None:
+        """Raise ValueError or TypeError unless the wrapper's attributes may have these values."""
 
     def parameters(self) -> Iterator[torch.Tensor]:  # of every group
         """All parameters, with or without a gradient."""
@@ -145,11 +155,13 @@ class Wrapper(Strict):
     def fit(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Load the base and the scalars; the state of an optimizer without a wrapper, or in another one, raises ValueError."""
         same_groups(self, state_dict)
-        name, saved = type(self).__name__, all("wrapper" in group for group in state_dict["param_groups"])
+        name, saved = type(self).__name__, all(
+            isinstance(group.get("wrapper"), dict) for group in state_dict["param_groups"])
         require(saved, f"This state was not saved by {name}: load it with optimizer.base.load_state_dict.")
         own, base, scalars = parted(state_dict)
         foreign = ", ".join(scalars.keys() - set(self.scalars))
         require(not foreign, f"This state was saved by another wrapper, {name} has no {foreign}: build the optimizer as it was.")
+        self.sound({**{name: getattr(self, name) for name in self.scalars}, **scalars})
         same_buffers(self, own, self.buffers, some=True)
         for here, there in zip(self.param_groups, own["param_groups"], strict=True):
             self.check({**self.defaults, **there, "params": here["params"]})
