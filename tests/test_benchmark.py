@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -522,3 +523,13 @@ def test_what_leaves_the_program_is_a_fault_of_the_file(root):
         load_task("exits.py:task")
     with pytest.raises(ValueError, match="the model function fails: SystemExit"):
         check(mine(model=lambda: sys.exit(1)))
+
+
+def test_a_table_stays_whole_whatever_a_strategy_is_called(monkeypatch):
+    name = "a|b \\| <b>c</b>\nd"
+    monkeypatch.setitem(STRATEGIES, name, replace(STRATEGIES["Adam"], name=name))
+    run = run_one({"task": "synthetic", "strategy": "Adam", "profile": "smoke"})
+    lines = Comparison("mine", [run, replace(run, strategy=name)], 50.0).markdown().splitlines()
+    head, rule, *rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 and {len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) for line in (head, rule, *rows)} == {13}
+    assert any("a\\|b \\\\\\| &lt;b>c&lt;/b> d" in row for row in rows)

@@ -181,6 +181,20 @@ def random_damage(text: str, draw: random.Random) -> str:
                                     "9" * 4400, "{" * 5000]) + text[at + length:]
 
 
+@pytest.mark.parametrize("text", ["two\nlines", "a\ttab", "\x1b[31mred", "\u202eturned", "\u200ehidden", "\u2028line", "\x00"])
+@pytest.mark.parametrize("where", ["device", "commit", "backbone", "variant", "strategy", "data", "versions"])
+def test_a_text_that_would_break_or_turn_a_line_of_a_table_makes_no_record(run, where, text):
+    record = run.to_dict()
+    if where == "data":
+        record["data"] = {**record["data"], "copy": text}
+    elif where == "versions":
+        record["versions"] = {**record["versions"], "torch": text}
+    else:
+        record[where] = text
+    with pytest.raises(ValueError, match=f"{where}|versions"):
+        dals.lab.store.from_text(json.dumps(record))
+
+
 def test_130_damaged_records_end_in_no_traceback_and_none_is_counted_silently(store):
     draw, names, waits, other = random.Random(23), [], [], Store(store.published, Path(store.local).parent / "one_by_one")
     for seed in range(130):

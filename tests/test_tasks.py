@@ -339,3 +339,11 @@ def test_profiles_keep_their_promise(name):
         assert (len(data.train), len(data.test)) == (budget.train_examples, budget.test_examples)
         assert 0 <= int(data.train.labels.min()) and int(data.train.labels.max()) < task.classes
     assert task.load("smoke").fingerprint == task.load("paper").fingerprint
+
+
+@pytest.mark.parametrize("name", [None, 5, [], {}, b"synthetic", "", "synthetic\n", "synthetic+draw-", "+draw-1", "+validation",
+                                  "x" * 100_000, "synthetic" + "+validation" * 2000, "synthetic+draw-\u0663"])
+def test_a_name_of_no_task_is_one_short_sentence(name):
+    with pytest.raises(ValueError, match="There is no task") as refused:
+        get_task(name)
+    assert len(str(refused.value)) < 1000 and "Known: synthetic" in str(refused.value) or "before '+draw-' stands" in str(refused.value)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dals
 from dals.recipes.strategies import STRATEGIES
-from dals.lab.tasks import available, Budget, Data, get_task, Split, Task
-from dals.lab.training import accuracy, commit, faster, fit, Run
+from dals.lab.tasks import Budget, Data, Split, Task, available, get_task
+from dals.lab.training import Run, accuracy, commit, faster, find_device, fit
 
 STAND_IN = "trec6+minilm-l6"
 
@@ -269,3 +269,9 @@ def test_replayed_graphs_of_texts_agree_up_to_dropout():
         loss.backward()
         found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()))
     assert replayed[0] == pytest.approx(plain[0], rel=2**-6) and replayed[1] == pytest.approx(replayed[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [[], {}, 3.5, 99, -1, "", "cpu\n", "cpu:" + "9" * 20, "meta", "xla", "lazy", "cuda:"])
+def test_a_device_that_is_none_is_one_sentence(name):
+    with pytest.raises(ValueError, match="There is no device .* on this machine. Known: cpu"):
+        find_device(name)

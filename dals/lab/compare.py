@@ -294,8 +294,8 @@ def _loaded(task: Task, profile: str) -> Data: # raises `ValueError`
     except (Exception, SystemExit) as error:
         raise ValueError(f"reading the data fails: {type(error).__name__}: {error}") from error
     for what, text in (("copy of the data", data.copy), ("fingerprint of the data", data.fingerprint), ("backbone", task.backbone)):
-        if not (isinstance(text, str) and text or what == "backbone" and text is None):
-            raise ValueError(f"the {what} is {shown(text)}, where the records need a few words: own_task takes them as about=...")
+        if not (isinstance(text, str) and text and text.isprintable() or what == "backbone" and text is None):
+            raise ValueError(f"the {what} is {shown(text)}, where the records need a few words in a line: own_task takes them as about=...")
     return data
 
 
@@ -367,7 +367,7 @@ def load_task(
     where: str, # "path/to/my_task.py:task"
 ) -> Task: # raises `ValueError` with a sentence where there is none
     "The task of that name in a Python file, which is run"
-    path, _, name = where.rpartition(":")
+    path, _, name = where.rpartition(":") if isinstance(where, str) else ("", "", "")
     if not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"{where!r} names no task in a file: write FILE.py:NAME, such as my_task.py:task.")
     file = Path(path).resolve()
@@ -589,9 +589,9 @@ class Comparison:
 
     def markdown(self) -> str:
         "The table and its sentences as Markdown, without HTML"
-        from dals.lab.render import no_html
+        from dals.lab.render import no_html, table_cell
         heads, rows = self.cells()
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rows = [list(map(table_cell, row)) for row in rows]
         lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *rows]
         return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in self.notes()), ""]))
 

@@ -77,6 +77,8 @@ def key_of(
             continue
         elif not isinstance(value, str) or not value or value.startswith(".") or set(value) & set("/\\\0"):
             raise ValueError(f"{part} {value!r} cannot be the name of a file: use a text without slashes that does not begin with a dot")
+        elif not value.isprintable():
+            raise ValueError(f"{part} {value!r} cannot stand in a line of a table: use letters that can be seen, and spaces")
     return key
 
 # %% ../../nbs/4_workshop/12_store.ipynb #11_results-013
@@ -135,11 +137,15 @@ def _plain(value: object) -> bool: # a setting: a word, a finite number, or a fe
         type(value) is list and all(type(one) is not list and _plain(one) for one in value))
 
 
+def _one_line(value: object) -> bool: # no line break, no mark that turns the direction of writing, nothing else that is not seen
+    return type(value) is not str or value.isprintable()
+
+
 def _check_fields(run: Run) -> None:
     "Every field is of its kind and in its range."
     for name, kinds in _KINDS.items():
         value = getattr(run, name)
-        _demand(type(value) in kinds and value != "", name, value, "what belongs there")
+        _demand(type(value) in kinds and value != "" and _one_line(value), name, value, "what belongs there")
     for name, most in _RANGES.items():
         value = getattr(run, name)
         _demand(value is None or (0 if name in ("seconds", "peak_memory") else 1) <= value <= most, name, value, "a possible number")
@@ -148,12 +154,13 @@ def _check_fields(run: Run) -> None:
         _demand(values.keys() == parts.keys(), name, values, f"made of {', '.join(parts)}")
         for part, kinds in parts.items():
             value = values[part]
-            _demand(type(value) in kinds and value != "" and (type(value) not in _NUMBER or 0 < value < 1e12), f"{name}.{part}", value,
-                    "what belongs there")
+            fine = type(value) in kinds and value != "" and _one_line(value) and (type(value) not in _NUMBER or 0 < value < 1e12)
+            _demand(fine, f"{name}.{part}", value, "what belongs there")
     for part in ("hyperparameters", "overrides"):
         for name, value in run.config[part].items():
             _demand(_plain(value), f"config.{part}.{name}", value, "a setting")
-    _demand(all(type(value) is str for value in run.versions.values()), "versions", run.versions, "texts alone")
+    _demand(all(type(value) is str and _one_line(name + value) for name, value in run.versions.items()), "versions", run.versions,
+            "texts alone")
     _demand(run.precision in ("float32", "bfloat16"), "precision", run.precision, "float32 or bfloat16")
     _demand(datetime.fromisoformat(run.finished).tzinfo, "finished", run.finished, "a time with its zone")
 

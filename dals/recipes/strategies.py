@@ -228,11 +228,12 @@ def lookup(
     what: str, # what it should be, such as "strategy"
 ) -> Any: # raises `ValueError` that lists the names and suggests the nearest
     "`table[name]`, or a sentence that says what there is instead"
-    if name in table: return table[name]
+    if isinstance(name, str) and name in table: return table[name]
     folded = {key.casefold(): key for key in table}
     near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.4)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    raise ValueError(f"There is no {what} {name!r}.{hint} Known: {', '.join(table)}.")
+    said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:200]}..."
+    raise ValueError(f"There is no {what} {said}.{hint} Known: {', '.join(table) or 'none'}.")
 
 
 def get_strategy(name: str) -> Strategy:
