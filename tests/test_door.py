@@ -1,0 +1,139 @@
+"The door: what `import dals` gives, what works before torch is imported, and that the order of imports changes nothing."
+import inspect
+import json
+import pydoc
+import subprocess
+import sys
+
+import pytest
+
+import dals
+from dals.recipes.strategies import Registry
+
+NO_TORCH = """
+import sys
+class Without:
+    "An environment in which torch cannot be imported"
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch": raise ModuleNotFoundError("torch is blocked", name=name)
+sys.meta_path.insert(0, Without())
+"""
+
+
+def python(program, *words):
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_names_version_plans_and_help_need_no_torch():
+    said = python(NO_TORCH + """
+import dals, dals.cli, dals.lab.plans, dals.lab.intervals, dals.lab.statistics, dals.paper.published
+assert {*dals.__all__, "lab", "optim"} <= {*dir(dals)} and dals.__version__ and dals.lab.plans is sys.modules["dals.lab.plans"]
+print(len(dals.paper.published.TABLE2), round(dals.lab.intervals.binomial_se(50.0, 100), 6))
+for words in (["--help"], ["reproduce", "--help"], ["train", "--help"], ["--version"]):
+    try: dals.cli.main(words)
+    except SystemExit as end: assert end.code in (0, None), words
+try: dals.DALS
+except ModuleNotFoundError as missing: print(missing)
+print("torch" in sys.modules)
+""")
+    assert said.splitlines()[0] == "18 5.0" and said.splitlines()[-2:] == ["torch is blocked", "False"]
+    assert "reproduce" in said and "usage: dals train" in said
+
+
+def test_every_name_is_what_its_module_makes_and_an_unknown_one_is_answered_with_those_there_are():
+    for name in dals.__all__:
+        made = getattr(dals, name)
+        assert made is getattr(dals, name)
+        if name != "STRATEGIES":
+            assert made.__name__ == name and getattr(sys.modules[made.__module__], name) is made
+    space: dict = {}
+    exec("from dals import *", space)
+    assert {*dals.__all__} <= {*space}
+    with pytest.raises(AttributeError, match="no attribute 'Dals': it has DALS, "):
+        dals.Dals  # noqa: B018
+
+
+def test_the_names_for_type_checkers_are_those_that_are_imported():
+    import ast
+    from pathlib import Path
+    tree = ast.parse(Path(dals.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {alias.name: node.module for node in block.body for alias in node.names}
+    assert typed == {name: f"dals.{home}" for name, home in dals._HOMES.items()} and {*typed} == {*dals.__all__}
+
+
+ORDERS = """
+import importlib, json, sys
+import torch
+found = {}
+for order in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "dals"]: del sys.modules[name]
+    for name in order.split(): importlib.import_module(name)
+    from dals.lab.training import PAPER_TASKS
+    from dals.lab.tasks import TASKS
+    from dals.recipes.strategies import COMPOSITIONS, HYPERPARAMETERS
+    found[order] = [sorted(PAPER_TASKS), list(TASKS), list(COMPOSITIONS), list(HYPERPARAMETERS)]
+print(json.dumps(found))
+"""
+TASKS = ["synthetic", "synthetic-released", "trec6+minilm-l6", "trec6", "rte+minilm-l6", "rte", "imdb+minilm-l6", "imdb", "cifar10",
+         "cifar10+jpeg"]
+PROTOCOLS = ["paper", "tuned", "ablation", "released"]
+
+
+def test_tasks_and_protocols_do_not_depend_on_the_order_of_imports():
+    orders = ["dals", "dals.lab.pictures", "dals.lab.texts dals.lab.pictures", "dals.lab.pictures dals.lab.texts", "dals.lab.training",
+              "dals.recipes.released", "dals.recipes.released dals.recipes.ablation", "dals.recipes.replay dals.lab.tasks",
+              "dals.lab.store dals.lab.pictures", "dals.paper.claims", "dals.lab.sweep", "dals.cli"]
+    found = json.loads(python(ORDERS, *orders))
+    for order in orders:
+        assert found[order] == [sorted(TASKS), TASKS, PROTOCOLS, PROTOCOLS], order
+
+
+def test_a_task_that_is_added_first_is_listed_last_and_is_none_of_the_papers():
+    said = python("""
+from dals.lab.tasks import TASKS, Budget, Task
+TASKS["mine"] = Task("mine", "scratch", 2, None, None, {"smoke": Budget(1, 8, 8, 8)}, 50.0)
+import sys
+assert "dals.lab.texts" not in sys.modules
+from dals.lab.training import PAPER_TASKS
+print(len(TASKS), [*TASKS][-1], "mine" in TASKS, "mine" in PAPER_TASKS)
+del TASKS["mine"]
+print("mine" in TASKS)
+""")
+    assert said.splitlines() == ["11 mine True False", "False"]
+
+
+def test_a_registry_is_a_table():
+    table: Registry[int] = Registry(one=1)
+    table["two"] = 2
+    assert table == {"one": 1, "two": 2} and repr(table) == "{'one': 1, 'two': 2}" and table.shipped == {"one", "two"}
+    table["one"] = 3
+    assert list(table.values()) == [3, 2] and len(table) == 2
+    del table["one"]
+    assert list(table) == ["two"] and table.get("one") is None
+
+
+def test_many_threads_may_look_at_once():
+    said = python("""
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from dals.lab.tasks import TASKS
+from dals.recipes.strategies import HYPERPARAMETERS
+start = Barrier(8)
+def look(i):
+    start.wait()
+    return (len(TASKS), "cifar10+jpeg" in TASKS) if i % 2 else (len(HYPERPARAMETERS), "released" in HYPERPARAMETERS)
+with ThreadPoolExecutor(8) as pool: print(sorted({*pool.map(look, range(8))}))
+""")
+    assert said == "[(4, True), (10, True)]\n"
+
+
+@pytest.mark.parametrize("name", ["DALS", "DALSFast", "DALSAcc", "layer_groups", "fit", "benchmark", "own_task"])
+def test_help_says_what_every_parameter_means(name):
+    import re
+    text = pydoc.render_doc(getattr(dals, name), renderer=pydoc.plaintext)
+    for parameter in inspect.signature(getattr(dals, name)).parameters:
+        listed = re.findall(rf"^[ |]*((?:\**\w+, )*\**{parameter}(?:, \**\w+)*) : ", text, re.M)
+        assert listed or re.search(rf"^[ |]*(?:\**\w+, )*\**{parameter}(?:, \**\w+)*$", text, re.M), f"{name}: {parameter}"
