@@ -174,7 +174,7 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
     from dals.lab.store import code_notes, run_name, Store
-    from dals.recipes.strategies import STRATEGIES
+    from dals.recipes.strategies import strategies_of
     store, wanted = Store(), parse_seeds(args.seeds)
     everything = store.runs(variant="*")
     runs = [run for run in everything if (run.profile, run.protocol, run.variant) == (args.profile, args.protocol, None)]
@@ -189,6 +189,7 @@ def status(args: argparse.Namespace) -> int:
             if args.protocol != "tuned":
                 raise
             untuned.append(task)
+    having = strategies_of(args.protocol)
     cells: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         cells.setdefault((run.task, run.strategy), []).append(run)
@@ -199,7 +200,7 @@ def status(args: argparse.Namespace) -> int:
 
     heads = [list(re.match(r"([^+-]*)(.*)", task).groups()) for task in tasks] # type: ignore[union-attr]
     rows = [["", *(head for head, _ in heads)], ["", *(tail for _, tail in heads)],
-            *([strategy, *(cell(task, strategy) for task in tasks)] for strategy in STRATEGIES)]
+            *([strategy, *(cell(task, strategy) for task in tasks)] for strategy in having)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(f"profile {args.profile}, protocol {args.protocol}" + (f", seeds {seeds_text(wanted)}" if wanted else "")
           + f", records from {' and '.join(os.path.relpath(folder) for folder in (store.published, store.local))}")
@@ -210,11 +211,11 @@ def status(args: argparse.Namespace) -> int:
     budget = f" --profile {args.profile}" if args.profile != "paper" else ""
     for task in tasks:
         done = {(run.strategy, run.seed) for run in runs if run.task == task}
-        full = {strategy for strategy in STRATEGIES if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
+        full = {strategy for strategy in having if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
         todo = [config for config in configs if config["task"] == task and config["strategy"] not in full
                 and (config["strategy"], config["seed"]) not in done]
         local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
-        print(f"{task}: {len(full)} of {len(STRATEGIES)} cells complete, {counted(len(done), 'run')}, {local} of them local"
+        print(f"{task}: {len(full)} of {len(having)} cells complete, {counted(len(done), 'run')}, {local} of them local"
               + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
               + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
     for key, where in running.items():

@@ -71,7 +71,7 @@ def seeds_text(
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-011-plans
 def plan(
     tasks: Sequence[str], # names
-    strategies: Sequence[str] | None, # names; None for all 18
+    strategies: Sequence[str] | None, # names; None for all that the protocol has
     seeds: Sequence[int], # numbers
     protocol: str = "paper", # whose settings
     profile: str = "paper", # which budget
@@ -82,9 +82,16 @@ def plan(
     "The configs of tasks x strategies x seeds, or of their variants."
     from dals.recipes.released import VARIANTS
     from dals.lab.store import settings
-    from dals.recipes.strategies import STRATEGIES
+    from dals.recipes.strategies import STRATEGIES, strategies_of
     from dals.lab.training import find_device
     chosen = [known(strategy, STRATEGIES, "strategy") for strategy in strategies or STRATEGIES]
+    try:
+        having = strategies_of(protocol)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    if strategies and (lacking := [strategy for strategy in chosen if strategy not in having]):
+        raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
+    chosen = [strategy for strategy in chosen if strategy in having]
     shared = {"protocol": protocol, "profile": profile, "device": device, "fast": fast}
     if variants and protocol != "released":
         raise Refused("a variant takes something back that the released code did: it goes with --protocol released")

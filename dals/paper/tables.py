@@ -15,7 +15,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from typing import Any, NamedTuple
@@ -300,6 +300,7 @@ class Benchmark:
     pools: dict[tuple[str, str], Pool]         # (task, protocol) -> spread of the best accuracy, which verdicts use
     legend: tuple[dict[str, Any], ...]
     left_out: tuple[str, ...]                  # records of another kind than their column's
+    beyond: dict[tuple[str, str, str], tuple[float, ...]] = field(default_factory=dict)  # best accuracies of strategies not in the paper
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -339,7 +340,11 @@ def table2(
     for (task, protocol), records in chosen.items():
         cells |= _cells(task, protocol, records, legend)
     pools = {(task, protocol): pooled(cells[strategy, task, protocol].best for strategy in TABLE2) for task, protocol in chosen}
-    return Benchmark(cells, chosen, pools, tuple(legend.values()), left_out)
+    beyond = {(strategy, task, protocol): tuple(run.best_accuracy for run in _counting(run for run in records if run.strategy == strategy)
+                                                if run.best_accuracy is not None)
+              for (task, protocol), records in chosen.items() for strategy in STRATEGIES
+              if strategy not in TABLE2 and any(run.strategy == strategy for run in records)}
+    return Benchmark(cells, chosen, pools, tuple(legend.values()), left_out, beyond)
 
 
 def _counting(runs: Iterable[Run]) -> list[Run]:
@@ -448,13 +453,14 @@ def _source(text: str, marks: Sequence[str]) -> str:
 
 def _bodies(rows: Mapping[str, str]) -> str:
     "Rows by strategy; strategies of one generation share a tbody."
-    html, last = "", ""
+    html, last = "", "none"
     for strategy, cells in rows.items():
-        generation = GENERATION[strategy]
+        generation = GENERATION.get(strategy, "")
         if generation != last:
-            html += ("</tbody>" if last else "") + "<tbody>"
+            html += ("</tbody>" if html else "") + "<tbody>"
         name = escape(strategy).replace("+", "+<wbr>")
-        html += f'<tr><th scope="row" class="g{generation}">{name}<small>{_WHO[generation]}</small></th>{cells}</tr>\n'
+        who = _WHO.get(generation, "not in the paper")
+        html += f'<tr><th scope="row" class="g{generation}">{name}<small>{who}</small></th>{cells}</tr>\n'
         last = generation
     return html + "</tbody>"
 
@@ -518,6 +524,15 @@ def _cell_html(cell: Cell) -> str:
     return (f'<td title="{seeds}"><b>{statistics.fmean(cell.best):.2f}</b>{_give(cell.half)}<small>{n}{lost}</small>'
             f"<small>final {statistics.fmean(cell.final):.2f}{_give(cell.half_final)}</small>{beside}{distance}"
             f"{_mark(cell.verdict)}{_source(cell.source, cell.marks)}</td>")
+
+
+def _beyond_html(table: Benchmark, strategy: str, task: str, protocol: str) -> str:
+    "Our mean for a strategy that the paper does not have, with its interval from the column's pool; no verdict, for there is no claim."
+    values = table.beyond.get((strategy, task, protocol))
+    if not values:
+        return f"<td>{_mark('not run')}</td>"
+    return (f"<td><b>{statistics.fmean(values):.2f}</b>{_give(_half(table.pools[task, protocol], len(values)))}"
+            f"<small>n = {len(values)}</small></td>")
 
 
 def _behind(unlike: Sequence[str]) -> str:
@@ -647,6 +662,9 @@ def table2_html(
         for strategy in TABLE2:
             cells = [table.cells[strategy, task, protocol] for protocol in PROTOCOLS]
             rows[strategy] += f'<td class="paper">{cells[0].paper:.1f}</td>' + "".join(map(_cell_html, cells))
+    for strategy in dict.fromkeys(strategy for strategy, _, _ in table.beyond):
+        ours = ["".join(_beyond_html(table, strategy, task, protocol) for protocol in PROTOCOLS) for task in table.tasks]
+        rows[strategy] = "".join(f'<td class="paper"></td>{each}' for each in ours)
     caption = ("Test accuracy in percent: the paper's single run, and the mean of our n seeds ± the half-width of its 95 % interval from "
                "the column's pooled spread, under protocol released, which does what the code behind the paper did, and under protocol "
                "paper, which does what the text says. Beneath: the last epoch, and our mean minus the paper's value with the bound that it "

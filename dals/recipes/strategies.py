@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'PAPER_SEED', 'HYPERPARAMETERS', 'Registry', 'Plan',
-           'Overrides', 'Strategy', 'lookup', 'get_strategy', 'strategy']
+           'Overrides', 'Strategy', 'lookup', 'get_strategy', 'strategies_of', 'strategy']
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-901
 _Row = TypeVar("_Row")
@@ -316,14 +316,25 @@ def get_strategy(name: str) -> Strategy:
     return lookup(STRATEGIES, name, "strategy")
 
 
-def strategy(name: str, generation: str, family: str, paper: str, gradients: int = 1,
-             needs_loss: bool = False) -> Callable[[Composition], Composition]:
+def strategies_of(
+    protocol: str, # a name of `HYPERPARAMETERS`
+) -> list[str]: # in the order of `STRATEGIES`; raises `ValueError` for another name
+    "The strategies that a protocol has settings and a form for; one that was added with the text's settings is in no other protocol"
+    table, forms = lookup(HYPERPARAMETERS, protocol, "protocol"), COMPOSITIONS[protocol]
+    return [name for name in STRATEGIES if name in forms and name in table["scratch"] and name in table["finetune"]]
+
+
+def strategy(name: str, generation: str, family: str, paper: str, gradients: int = 1, needs_loss: bool = False,
+             scratch: Mapping[str, Any] | None = None, finetune: Mapping[str, Any] | None = None) -> Callable[[Composition], Composition]:
     """Decorator: register a composition as the `paper` form of a new strategy.
 
     Parameters
     ----------
     name, generation, family, paper, gradients, needs_loss
         As in `Strategy`.
+    scratch, finetune : mapping or None, default None
+        Hyperparameters by regime, for a strategy whose settings do not stand in the table of the
+        text's: with them, protocols `paper` and `tuned` have it.
 
     Returns
     -------
@@ -333,6 +344,9 @@ def strategy(name: str, generation: str, family: str, paper: str, gradients: int
     def register(composition: Composition) -> Composition:
         STRATEGIES[name] = Strategy(name, generation, family, paper, gradients, needs_loss)
         COMPOSITIONS["paper"][name] = composition
+        for regime, values in (("scratch", scratch), ("finetune", finetune)):
+            if values is not None:
+                HYPERPARAMETERS["paper"][regime][name] = dict(values)
         return composition
     return register
 
