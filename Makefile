@@ -1,4 +1,4 @@
-# Two commands do everything: `make reproduce` and `make test`. Both make the environment in .venv first.
+# Two commands do everything: `make reproduce` and `make test`. Both make the environment in .venv first. `make help` lists the rest.
 PYTHON ?= python3
 SEEDS ?= 42
 JOBS ?= 2
@@ -20,12 +20,28 @@ endif
 	.venv/bin/python -m pip install --progress-bar off --editable '.[dev]'
 	printf '%s\n' "$$wanted" > $@
 
-.PHONY: reproduce test readme docs clean
+.PHONY: help reproduce test check house readme docs clean
+help:  ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
 reproduce: .venv/installed  ## train the synthetic column, regenerate every table and figure into _reproduced/index.html
 	.venv/bin/dals reproduce --seeds "$$SEEDS" --jobs "$$JOBS"
 
 test: .venv/installed  ## everything that must hold
 	.venv/bin/python -m pytest -n "$$JOBS" --dist worksteal
+
+# the tests that need neither training nor a kernel, in the order in which they usually fail
+FAST = tests/test_house.py tests/test_door.py tests/test_published.py tests/test_schedule.py tests/test_strategies.py tests/test_makefile.py
+check: .venv/installed  ## before a commit: lint, types, notebooks in step with the library, drawings, the fast tests (a minute or so)
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python tools/sync.py
+	.venv/bin/python tools/house.py --check
+	.venv/bin/python tools/readme.py --check
+	.venv/bin/python -m pytest -q $(FAST)
+
+house: .venv/installed  ## draw docs/architecture.md and the picture in CONTRIBUTING.md from the imports of dals/
+	.venv/bin/python tools/house.py
 
 readme: .venv/installed  ## render README.md from nbs/index.ipynb
 	.venv/bin/python tools/readme.py
@@ -33,5 +49,5 @@ readme: .venv/installed  ## render README.md from nbs/index.ipynb
 docs: .venv/installed  ## the documentation site (needs Quarto)
 	.venv/bin/nbdev_docs && .venv/bin/python tools/readme.py
 
-clean:
+clean:  ## remove the environment and everything that was made
 	rm -rf .venv _reproduced build dist *.egg-info
