@@ -28,10 +28,13 @@ def test_every_link_and_path_of_the_guide_exists():
     assert {*re.findall(r"`make (\w+)`", GUIDE)} <= targets
 
 
+IGNORED = shutil.ignore_patterns("_out", "_proc", "_reproduced", "__pycache__", "*.png", "golden.json")
+
+
 @pytest.fixture
 def copy(tmp_path):
     for name in ("nbs", "dals", "tests", "tools"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_out", "_proc", "_reproduced", "__pycache__", "*.png", "golden.json"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=IGNORED)
     for name in ("settings.ini", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

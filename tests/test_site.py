@@ -30,8 +30,8 @@ def test_the_sidebar_is_ours_and_has_every_notebook_once_under_its_own_title():
         number = {"1": "", "2": "2.", "3": "3.", "4": "4."}.get(path.parent.name[0])
         number = "" if number is None or section is None else f"{number}{int(path.stem.split('_')[0])} "
         assert entry["text"] == number + titled(path)
-    assert len(contents) == 6 and all((section or "dals").split(":")[0] in ("dals", "Generations", "Evidence", "Use", "Workshop", "Experiments")
-                                      for section, _ in entries)
+    known = ("dals", "Generations", "Evidence", "Use", "Workshop", "Experiments")
+    assert len(contents) == 6 and all((section or "dals").split(":")[0] in known for section, _ in entries)
     assert "sidebar" not in (ROOT / "nbs" / ".gitignore").read_text(encoding="utf-8")
 
 

@@ -22,7 +22,8 @@ def main() -> int:
         for name in ("nbs", "dals"): shutil.copytree(ROOT / name, copy / name, ignore=ASIDE)
         for name in ("settings.ini", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, copy)
         before, wrong = files(copy), []
-        for command, what in (("nbdev_clean", "is not clean: run `nbdev_clean`"), ("nbdev_export", "is not what its notebook exports: run `nbdev_export`")):
+        for command, what in (("nbdev_clean", "is not clean: run `nbdev_clean`"),
+                              ("nbdev_export", "is not what its notebook exports: run `nbdev_export`")):
             done = subprocess.run([Path(sys.executable).parent / command], cwd=copy, capture_output=True, text=True)
             if done.returncode:
                 print(done.stderr, file=sys.stderr)

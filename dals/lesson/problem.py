@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['INPUTS', 'LATENT', 'HIDDEN', 'OLD_CLASSES', 'NEW_CLASSES', 'SCALES', 'Build', 'Net', 'pretrain', 'World', 'world',
-           'transfer_model', 'accuracy', 'flat', 'watch']
+__all__ = ['INPUTS', 'LATENT', 'HIDDEN', 'OLD_CLASSES', 'NEW_CLASSES', 'SCALES', 'Build', 'TRIAL', 'FRESH', 'CHOSEN', 'STUDENT',
+           'Net', 'pretrain', 'World', 'world', 'tidied', 'transfer_model', 'accuracy', 'flat', 'watch', 'mean', 'Ends',
+           'ends', 'search', 'Difference', 'half_interval', 'difference', 'learned_against_kept']
 
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-008
 INPUTS, LATENT, HIDDEN = 16, 6, 32  # widths: raw inputs, hidden causes, the network's layers
@@ -95,6 +96,14 @@ def world(
     old_head, model.head = model.head, head
     return World(model, old_head, x, y, *test)
 
+def tidied(
+    w: World,
+) -> World:
+    "The same world with every input divided by its scale and every bottom weight multiplied by it: the same network, in tidy units."
+    model = copy.deepcopy(w.model)
+    model.bottom.weight.data *= SCALES
+    return w._replace(model=model, x=w.x / SCALES, test_x=w.test_x / SCALES)
+
 def transfer_model(
     seed: int = 0,  # which world
 ) -> Net:
@@ -123,14 +132,17 @@ def watch(
     build: Build,  # chooses the optimizer and the scheduler (or None)
     steps: int = 300,  # minibatch updates
     seed: int = 0,  # which world, and which minibatches
+    tidy: bool = False,  # whether the inputs are standardised
+    tests: int | None = None,  # how many of the last steps are tested; None for all, the others are nan
 ) -> dict[str, list[float]]:  # per step: loss, new (%), old (%), lr (of the last group), and the moves of bottom, middle, head (rms)
     "Fine-tune the pretrained network on the new task and write down, after every step, what it gained and what it lost."
-    w, model = world(seed), transfer_model(seed)
+    w = tidied(world(seed)) if tidy else world(seed)
+    model = copy.deepcopy(w.model)
     optimizer, scheduler = build(model, steps)
     rng = torch.Generator().manual_seed(seed + 1)
     start = {name: flat(layer) for name, layer in model.named_children()}
     log: dict[str, list[float]] = {name: [] for name in ("loss", "new", "old", "lr", *start)}
-    for _ in range(steps):
+    for step in range(steps):
         i = torch.randint(len(w.y), (8,), generator=rng)
 
         def closure(i: Tensor = i) -> Tensor:
@@ -144,10 +156,101 @@ def watch(
         if scheduler is not None:
             scheduler.step()
         log["loss"].append(loss.item())
+        tested = tests is None or step >= steps - tests
         with torch.no_grad():
-            features = model.features(w.test_x)
-            log["new"].append(accuracy(model.head(features), w.test_new))
-            log["old"].append(accuracy(w.old_head(features), w.test_old))
+            features = model.features(w.test_x) if tested else None
+            log["new"].append(math.nan if features is None else accuracy(model.head(features), w.test_new))
+            log["old"].append(math.nan if features is None else accuracy(w.old_head(features), w.test_old))
         for name, layer in model.named_children():
             log[name].append((flat(layer) - start[name]).square().mean().sqrt().item())
     return log
+
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-901
+def mean(
+    values: Sequence[float],
+) -> float:
+    "Their sum, divided by their number."
+    return sum(values) / len(values)
+
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-911
+TRIAL, FRESH = range(3), range(10, 20)  # the worlds that rates are chosen in, and those that no choice has seen
+CHOSEN = {  # the rates that the chapters choose, for the chapters after them; each shows its search
+    "one rate": 0.01, "standardised inputs": 0.05, "cosine": 0.02, "Adam": 0.002, "discriminative": 0.02, "STLR + discriminative": 0.05,
+    "DALS": 0.01}
+STUDENT = 2.2622  # 97.5 % quantile of Student's t with 9 degrees of freedom, for means over ten worlds
+
+class Ends(NamedTuple):
+    "What a strategy has in the end, in each world."
+    new: list[float]  # learned of the new task, percent
+    old: list[float]  # kept of the old one, percent
+
+def ends(
+    build: Build,  # chooses the optimizer and the scheduler (or None)
+    worlds: Sequence[int] = FRESH,
+    tidy: bool = False,  # whether the inputs are standardised
+    steps: int = 300,
+) -> Ends:
+    "Fine-tune in every world; the mean of the last fifty steps."
+    logs = [watch(build, steps, seed, tidy, tests=50) for seed in worlds]
+    return Ends([mean(log["new"][-50:]) for log in logs], [mean(log["old"][-50:]) for log in logs])
+
+def search(
+    make: Callable[[float], Build],  # from a rate to a strategy
+    rates: Sequence[float],
+    tidy: bool = False,  # whether the inputs are standardised
+) -> dict[float, float]:
+    "What is learned of the new task at each rate, in the worlds that rates are chosen in."
+    return {lr: mean(ends(make(lr), TRIAL, tidy).new) for lr in rates}
+
+class Difference(NamedTuple):
+    "The mean of ten differences, world by world, and its 95 % interval."
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+    @property
+    def word(self) -> str:
+        "Whether it is more, less, or neither as far as ten worlds can tell."
+        return "more" if self.low > 0 else "less" if self.high < 0 else "neither more nor less"
+
+def half_interval(
+    values: Sequence[float],  # ten
+) -> float:
+    "Half of Student's 95 % interval of their mean (ValueError unless they are ten)."
+    if len(values) != 10:
+        raise ValueError(f"The interval is made for ten worlds, not {len(values)}.")
+    middle = mean(values)
+    return STUDENT * math.sqrt(sum((x - middle) ** 2 for x in values) / 9 / 10)
+
+def difference(
+    a: Sequence[float],  # of one strategy, a number for each of ten worlds
+    b: Sequence[float],  # of the other, in the same worlds
+) -> Difference:
+    "How much more the first has than the second."
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    return Difference(mean(gaps), mean(gaps) - half_interval(gaps), mean(gaps) + half_interval(gaps))
+
+def learned_against_kept(
+    points: dict[str, tuple[int, Ends]],  # name -> its generation, 0 for a control and 6 for DALS, and its ends in ten worlds
+    front: Sequence[Ends] = (),  # the first generation at one rate after another, drawn as a line
+) -> Any:  # matplotlib's axes
+    "Draw the picture that returns: means over ten worlds with their 95 % intervals, the newest generation large, always the same axes."
+    from matplotlib import pyplot as plt
+    _, ax = plt.subplots(figsize=(7, 3.8))
+    if front:
+        ax.plot([mean(each.old) for each in front], [mean(each.new) for each in front], "C1-", lw=1.2, zorder=1)
+    newest = max(generation for generation, _ in points.values())
+    for name, (generation, (new, old)) in points.items():
+        size, edge = (12, 1.4) if generation == newest else (8, 0.5)
+        ax.errorbar(mean(old), mean(new), half_interval(new), half_interval(old), fmt="Xos^Dv*"[generation], color=f"C{generation}",
+                    ms=size + (generation == 6) * 3, mec="C0", mew=edge, ecolor="0.75", elinewidth=0.9, zorder=2 + generation,
+                    label="" if generation == 0 else name if generation == 6 else f"{generation}  {name}")
+        if not generation:
+            ax.annotate(name, (mean(old), mean(new)), (7, 7), textcoords="offset points", fontsize=8)
+    ax.set(xlim=(52, 98), ylim=(64, 92), title="Learned against kept")
+    ax.set(xlabel="kept of the old task (%)", ylabel="learned of the new task (%)")
+    ax.legend(loc="lower right", title="generation", alignment="left")
+    return ax

@@ -5,18 +5,20 @@
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-002
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 # %% auto #0
-__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'is_count', 'PerStep',
-           'per_step']
+__all__ = ['Schedule', 'ROUNDING', 'constant', 'cosine', 'step_decay', 'restarts', 'warmup', 'floored', 'linear', 'inverse_sqrt',
+           'wsd', 'one_cycle', 'is_count', 'PerStep', 'per_step', 'range_test']
 
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-006
 Schedule = Callable[[float], float]  # progress in (0, 1] -> factor of the base rate
@@ -197,6 +199,123 @@ def floored(schedule: Schedule, ratio: float) -> Schedule:
 def _lifted(schedule: Schedule, ratio: float, progress: float) -> float:
     return ratio + (1 - ratio) * schedule(progress)
 
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-903
+def linear(progress: float) -> float:
+    """A straight line from 1 down to 0.
+
+    Parameters
+    ----------
+    progress : float in (0, 1]
+        Fraction of the run that is done.
+
+    Returns
+    -------
+    float
+        Factor of the base rate, in [0, 1].
+    """
+    return 1.0 - progress
+
+def inverse_sqrt(rise: float = 0.1) -> Schedule:
+    """Rise in a straight line, then fall like one over the square root of time.
+
+    Parameters
+    ----------
+    rise : float in (0, 1), default 0.1
+        Fraction of the run that the rate rises for.
+
+    Returns
+    -------
+    Schedule
+        Progress in (0, 1] to a factor of the base rate, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        Where the rise is not a part of the run.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762.
+    """
+    if not 0 < rise < 1:
+        raise ValueError(f"inverse_sqrt takes a rise above 0 and below 1 (a fraction of the run), got {rise}.")
+    return partial(_root, rise)
+
+def _root(rise: float, progress: float) -> float:
+    return min(progress / rise, math.sqrt(rise / progress))
+
+def wsd(rise: float = 0.05, decay: float = 0.2) -> Schedule:
+    """Warmup, stable, decay: rise, stay as long as possible, and fall in a straight line at the end.
+
+    Parameters
+    ----------
+    rise : float in [0, 1), default 0.05
+        Fraction of the run that the rate rises for; 0 is no warmup.
+    decay : float in (0, 1], default 0.2
+        Fraction of the run, at its end, that the rate falls to 0 in.
+
+    Returns
+    -------
+    Schedule
+        Progress in (0, 1] to a factor of the base rate, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Where rise and decay do not fit into the run.
+
+    References
+    ----------
+    Hu et al. 2024, "MiniCPM: Unveiling the Potential of Small Language Models with Scalable
+    Training Strategies", arXiv 2404.06395.
+    """
+    if not (0 <= rise < 1 and 0 < decay <= 1 and rise + decay <= 1):
+        raise ValueError(f"wsd takes a rise and a decay that fit into the run (fractions of it), got rise={rise} and decay={decay}.")
+    return partial(_table, rise, decay)
+
+def _table(rise: float, decay: float, progress: float) -> float:
+    return progress / rise if progress < rise else min(1.0, (1 - progress) / decay)
+
+def one_cycle(rise: float = 0.3, start: float = 25, end: float = 1e4) -> Schedule:
+    """One cycle: rise along a cosine from a fraction of the rate to all of it, and fall to nearly nothing.
+
+    Parameters
+    ----------
+    rise : float in (0, 1), default 0.3
+        Fraction of the run that the rate rises for.
+    start : float, at least 1, default 25
+        Highest rate divided by the first.
+    end : float, at least 1, default 1e4
+        First rate divided by the last.
+
+    Returns
+    -------
+    Schedule
+        Progress in (0, 1] to a factor of the highest rate.
+
+    Raises
+    ------
+    ValueError
+        Where the rise is not a part of the run, or a ratio is below 1.
+
+    References
+    ----------
+    Smith and Topin 2018, "Super-Convergence: Very Fast Training of Neural Networks Using Large
+    Learning Rates", arXiv 1708.07120.
+    """
+    if not 0 < rise < 1:
+        raise ValueError(f"one_cycle takes a rise above 0 and below 1 (a fraction of the run), got {rise}.")
+    if not (1 <= start < math.inf and 1 <= end < math.inf):
+        raise ValueError(f"one_cycle takes ratios of at least 1, and finite: got start={start} and end={end}.")
+    return partial(_cycle, rise, start, end)
+
+def _cycle(rise: float, start: float, end: float, progress: float) -> float:
+    low = 1 / start
+    if progress < rise:
+        return low + (1 - low) * cosine(1 - progress / rise)
+    last = low / end
+    return last + (1 - last) * cosine((progress - rise) / (1 - rise))
+
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-060
 def is_count(
     x: Any,  # what somebody gave for a number of updates or epochs
@@ -283,3 +402,80 @@ def per_step(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], tota
         return lambda done: schedule(min(done + 1, total_steps) / total_steps)
 
     return PerStep(optimizer, [factor(schedule) for schedule in schedules])
+
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-910
+def range_test(
+    optimizer: Optimizer,
+    closure: Callable[[], Any],
+    low: float = 1e-5,
+    high: float = 1.0,
+    steps: int = 100,
+    smooth: float = 0.9,
+) -> list[tuple[float, float]]:
+    """The learning-rate range test: train with a rate that grows from step to step, and watch the loss.
+
+    Parameters and the optimizer's state are put back as they were; buffers of the model, such as the
+    averages of a batch norm, are not.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Any of torch's or ours. The rates of its groups keep their proportions; the largest of them
+        is the one that grows.
+    closure : function without arguments
+        Draws a minibatch, does zero_grad, forward and backward, and returns the loss.
+    low : float, positive, default 1e-5
+        First rate.
+    high : float, above low, default 1.0
+        Last rate.
+    steps : int, at least 2, default 100
+        Number of rates, the same factor apart.
+    smooth : float in [0, 1), default 0.9
+        Memory of the average that smoothes the losses, corrected at its start; 0 is none.
+
+    Returns
+    -------
+    list of tuples (float, float)
+        Rate and smoothed loss. It ends early where the loss is four times the lowest so far, or not
+        finite.
+
+    Raises
+    ------
+    ValueError
+        Where the rates do not grow, or are fewer than two, or all rates of the optimizer are 0.
+
+    References
+    ----------
+    Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186.
+
+    Examples
+    --------
+    >>> found = range_test(optimizer, closure)
+    >>> steepest = min(zip(found, found[5:]), key=lambda pair: pair[1][1] - pair[0][1])[0][0]
+    """
+    if not (0 < low < high < math.inf and is_count(steps) and steps > 1 and 0 <= smooth < 1):
+        raise ValueError("range_test needs rates that grow, at least two of them, and a memory in [0, 1): "
+                         f"got low={low}, high={high}, steps={steps}, smooth={smooth}.")
+    given = [float(group["lr"]) for group in optimizer.param_groups]
+    if not max(given) > 0:
+        raise ValueError("range_test needs an optimizer with a rate above 0 in at least one group.")
+    weights = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    state = copy.deepcopy(optimizer.state_dict())
+    found: list[tuple[float, float]] = []
+    average = 0.0
+    try:
+        for k in range(steps):
+            rate = low * (high / low) ** (k / (steps - 1))
+            for group, own in zip(optimizer.param_groups, given, strict=True):
+                group["lr"] = rate * own / max(given)
+            average = smooth * average + (1 - smooth) * float(torch.as_tensor(optimizer.step(closure)).detach())
+            loss = average / (1 - smooth ** (k + 1))
+            if not math.isfinite(loss) or found and loss > 4 * min(seen for _, seen in found):
+                break
+            found.append((rate, loss))
+    finally:
+        optimizer.load_state_dict(state)
+        with torch.no_grad():
+            for p, weight in weights:
+                p.copy_(weight)
+    return found
