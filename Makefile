@@ -20,6 +20,9 @@ endif
 	.venv/bin/python -m pip install --progress-bar off --editable '.[dev]'
 	printf '%s\n' "$$wanted" > $@
 
+.venv/bin/ruff:
+	$(MAKE) .venv/installed
+
 .PHONY: help reproduce test check house readme docs clean
 help:  ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -31,8 +34,9 @@ test: .venv/installed  ## everything that must hold
 	.venv/bin/python -m pytest -n "$$JOBS" --dist worksteal
 
 # the tests that need neither training nor a kernel, in the order in which they usually fail
+# (an environment that is there is taken as it is: nbdev_export rewrites pyproject.toml, and nobody wants an installation after each)
 FAST = tests/test_house.py tests/test_door.py tests/test_published.py tests/test_schedule.py tests/test_strategies.py tests/test_makefile.py
-check: .venv/installed  ## before a commit: lint, types, notebooks in step with the library, drawings, the fast tests (a minute or so)
+check: .venv/bin/ruff  ## before a commit: lint, types, notebooks in step with the library, drawings, the fast tests (a minute or so)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/python tools/sync.py
@@ -40,7 +44,7 @@ check: .venv/installed  ## before a commit: lint, types, notebooks in step with 
 	.venv/bin/python tools/readme.py --check
 	.venv/bin/python -m pytest -q $(FAST)
 
-house: .venv/installed  ## draw docs/architecture.md and the picture in CONTRIBUTING.md from the imports of dals/
+house: .venv/bin/ruff  ## draw docs/architecture.md and the picture in CONTRIBUTING.md from the imports of dals/
 	.venv/bin/python tools/house.py
 
 readme: .venv/installed  ## render README.md from nbs/index.ipynb

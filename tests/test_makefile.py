@@ -1,4 +1,5 @@
 "make: what a reader types cannot run as a command, and an environment of another Python or another folder is made anew."
+import re
 import shutil
 import subprocess
 import sys
@@ -45,3 +46,15 @@ def test_an_environment_of_this_folder_and_python_is_kept_and_any_other_is_made_
         assert "-m venv --clear .venv" in make(folder, "-n", "reproduce")
     stamp.unlink()
     assert "-m venv --clear .venv" in make(folder, "-n", "reproduce")
+
+
+def test_help_lists_every_command_and_check_installs_nothing_where_there_is_an_environment(folder):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*help.*)$", makefile, re.M)[1].split()
+    assert sorted(line.split()[1] for line in make(folder, "help").splitlines()) == sorted(phony)
+    (folder / ".venv" / "installed").unlink()
+    assert "-m pip install" in make(folder, "-n", "check") # nothing is there
+    (folder / ".venv" / "bin" / "ruff").write_text("", encoding="utf-8")
+    assert "pip" not in make(folder, "-n", "check")
+    for name in re.search(r"^FAST = (.*)$", makefile, re.M)[1].split():
+        assert (ROOT / name).exists(), name

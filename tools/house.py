@@ -23,7 +23,7 @@ WINGS = {  # each wing, and those that it may import besides itself
     "paper": ("optim", "recipes", "lab"),
     "cli": ("optim", "recipes", "lab", "paper"),
 }
-TAKE_HOME = {"optim": "torch", "lesson": "torch"}  # wings that need this package and the standard library alone
+TAKE_HOME = {"optim": "torch"}  # a wing that needs this package and the standard library alone
 GUARDED = {"optim": "triton"}  # what a wing may import inside an `if` or a `try`, where it is there
 DOOR = ("__version__",)  # what modules may take from the package itself, whose other names are made of them
 MARKS = "<!-- the house: drawn by tools/house.py -->", "<!-- end of the house -->"
