@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from dals.lab.store import Key, Store
     from dals.lab.training import Run
     from dals.paper.claims import Ruling
-from .lab.store import read_file
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-007
 class _Parser(argparse.ArgumentParser):
@@ -688,6 +687,7 @@ def verify(args: argparse.Namespace) -> int:
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-025
 def replay(args: argparse.Namespace) -> int:
     "Walk every run of a file of trajectories again, and compare."
+    from dals.lab.store import read_file
     from dals.recipes.replay import TOLERANCE, replay as walk
     try:
         results = walk(json.loads(read_file(Path(args.file))))
