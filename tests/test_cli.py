@@ -539,7 +539,7 @@ def test_two_hundred_mutated_files_of_trajectories_end_in_words(root, capsys):
 def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypatch):
     draw = random.Random(21)
     monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at models takes its time
-    monkeypatch.setattr("dals.lab.sweep.sweep", lambda *args, **more: dals.lab.sweep.Swept()) # training is for other tests;
+    monkeypatch.setattr("dals.lab.sweep.sweep", lambda *args, **more: dals.lab.sweep.SweepResult()) # training is for other tests;
     monkeypatch.setattr(sys.modules["dals.lab.compare"], "sweep", dals.lab.sweep.sweep) # what is planned, refused and printed is real
     monkeypatch.setattr("dals.lab.tuning.tune", lambda *args, **more: [])
     monkeypatch.setattr(cli, "run_notebooks", lambda *args: {})

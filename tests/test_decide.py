@@ -181,7 +181,7 @@ def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, mo
         raise Unavailable("synthetic is at the cleaner's: fetch it")
     monkeypatch.setitem(TASKS, "synthetic", replace(TASKS["synthetic"], read=absent))
     swept = []
-    monkeypatch.setattr("dals.lab.sweep.sweep", lambda configs, *args, **more: swept.extend(configs) or dals.lab.sweep.Swept())
+    monkeypatch.setattr("dals.lab.sweep.sweep", lambda configs, *args, **more: swept.extend(configs) or dals.lab.sweep.SweepResult())
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "5"]) == 0
     out = capsys.readouterr().out
     assert "not here: C8a on synthetic. synthetic is at the cleaner's: fetch it" in out

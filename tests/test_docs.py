@@ -25,7 +25,7 @@ OPTIMIZERS = (dals.DALS, dals.DALSFast, dals.DALSAcc, adaptive.AdaBound, layerwi
 SCHEDULES = (schedule.constant, schedule.cosine, schedule.step_decay, schedule.restarts, schedule.warmup, schedule.floored,
              schedule.per_step, schedule.PerStep, schedule.linear, schedule.inverse_sqrt, schedule.wsd,
              schedule.one_cycle, schedule.range_test, joint.stlr)
-METHODS = (strategies.Strategy.build, strategies.Strategy.settings, base.Strict.step, joint.Lookahead.step, joint.SAM.step,
+METHODS = (strategies.Strategy.build, strategies.Strategy.settings, base.BaseOptimizer.step, joint.Lookahead.step, joint.SAM.step,
            joint.Grokfast.step, dals.DALS.step, dals.DALS.observe, dals.DALS.factor, dals.DALSAcc.factor, dals.DALS.memory,
            dals.DALS.add_param_group, dals.DALS.check, dals.DALS.load_state_dict)
 PUBLIC = (*OPTIMIZERS, *SCHEDULES, *METHODS, dals.layer_groups, layerwise.discriminative, strategies.Strategy, strategies.get_strategy,

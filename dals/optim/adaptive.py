@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Strict, wide, number
+from .base import BaseOptimizer, at_least_float32, number
 
 # %% auto #0
 __all__ = ['bounds', 'AdaBound']
@@ -27,7 +27,7 @@ def bounds(
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
 
 # %% ../../nbs/1_generations/03_adaptive.ipynb #03_adaptive-064
-class AdaBound(Strict):
+class AdaBound(BaseOptimizer):
     """Adam whose rate per weight is clipped between bounds that close on the rate of SGD: starts as Adam, ends as SGD.
 
     Parameters
@@ -112,5 +112,5 @@ class AdaBound(Strict):
 
         group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
         final_lr = group["final_lr"] * lr / group["base_lr"] if lr else 0.0
-        rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) / (wide(square.sqrt()) + group["eps"])
+        rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) / (at_least_float32(square.sqrt()) + group["eps"])
         p.sub_(rate.clamp(*bounds(t, final_lr, group["gamma"])) * mean)

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 # %% auto #0
-__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'uncaptured',
-           'gradients', 'wide', 'full_tensor', 'refuse_flat', 'same_groups', 'is_step', 'same_buffers', 'Strict']
+__all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'refuse_capture',
+           'gradients', 'at_least_float32', 'full_tensor', 'refuse_flat', 'same_groups', 'is_step', 'same_buffers',
+           'BaseOptimizer']
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-055
 def require(
@@ -80,7 +81,7 @@ def holds_params(
     require("params" in group if isinstance(group, Mapping) else True, f'A parameter group has its parameters as "params", not {found}.')
 
 
-def uncaptured(
+def refuse_capture(
     p: torch.Tensor,  # a parameter that is about to move
 ) -> None:
     """Raise RuntimeError while a CUDA graph is captured: it would replay this step's numbers for ever."""
@@ -95,13 +96,13 @@ def gradients(
     for p in group["params"]:
         if p.grad is None:
             continue
-        uncaptured(p)
+        refuse_capture(p)
         if p.grad.is_sparse or p.is_complex():
             raise RuntimeError("This optimizer needs dense real gradients: use sparse=False, or view_as_real, for this parameter.")
         yield p, p.grad
 
 
-def wide(
+def at_least_float32(
     x: torch.Tensor,  # of any floating dtype
 ) -> torch.Tensor:  # in float32 at least
     """Half precision in single: a norm overflows it, an eps is zero in it. Anything else as it is, without a copy."""
@@ -213,7 +214,7 @@ def same_buffers(
                                    f"{p.dtype}, {p.layout}.")
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-085
-class Strict(Optimizer):
+class BaseOptimizer(Optimizer):
     """A plain loop over dense real tensors that refuses, in a sentence, what it could not honour."""
 
     buffers: tuple[str, ...] = ()  # the tensors, zero at first, that `move` keeps for each parameter

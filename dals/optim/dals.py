@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
-from .base import REMEDIES, evaluate, Loss, refuse_flat, Strict, is_number, is_step, number, rate, require, same_groups
+from .base import REMEDIES, evaluate, Loss, refuse_flat, BaseOptimizer, is_number, is_step, number, rate, require, same_groups
 from .blocks import PIECE, foreach_step, same_layout
 from .schedule import constant, cosine, is_count, restarts, Schedule, warmup as warmed
 from .sharded import dtensor_class, local_parts, match_placements, mean_over_ranks, whole_norms
@@ -175,7 +175,7 @@ def _kernels(kernels: Any, columns: Columns, options: GroupOptions, shares: list
                  combine=combine)
 
 # %% ../../nbs/4_workshop/06_optimizer.ipynb #06_dals-066
-class DALS(Strict):
+class DALS(BaseOptimizer):
     """SGD whose step follows the schedule, the loss, the layer's depth and the tensor's size (Yao et al. 2026).
 
     How fast the average of the loss falls tells a phase: exploration, exploitation or refinement.

@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .base import evaluate, full_tensor, gradients, Loss, refuse_flat, require, Strict, uncaptured, wide, is_step, number
+from dals.optim.base import (
+    evaluate, full_tensor, gradients, Loss, refuse_flat, require, BaseOptimizer,
+    refuse_capture, at_least_float32, is_step, number,
+)
 from .schedule import Schedule
 from .wrapper import Wrapper
 
@@ -59,7 +62,7 @@ def _slanted(cut: float, ratio: float, progress: float) -> float:
     return (1 + (ratio - 1) * height) / ratio
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-033
-class Lion(Strict):
+class Lion(BaseOptimizer):
     """Steps of the same length for every weight: the sign of an averaged gradient.
 
     Parameters
@@ -174,7 +177,7 @@ class Lookahead(Wrapper):
         """Take the weights of today as slow weights, where there are none yet."""
         state = self.state
         for p in self.parameters():
-            uncaptured(p)
+            refuse_capture(p)
             if "slow" not in state[p]:
                 state[p]["slow"] = p.detach().clone()
 
@@ -265,9 +268,9 @@ class SAM(Wrapper):
 
     def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Move the weights, given with their gradients, to the steepest point within rho."""
-        norm = math.hypot(*(full_tensor(wide(grad).norm()) for _, grad in uphill))
+        norm = math.hypot(*(full_tensor(at_least_float32(grad).norm()) for _, grad in uphill))
         for p, grad in uphill:
-            p.add_(wide(grad), alpha=self.rho / (norm + 1e-12))
+            p.add_(at_least_float32(grad), alpha=self.rho / (norm + 1e-12))
 
     @contextmanager
     def uphill(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import full_tensor, require, Strict, wide
+from .base import full_tensor, require, BaseOptimizer, at_least_float32
 
 # %% ../../nbs/1_generations/04_layerwise.ipynb #04_layerwise-017
 def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2.6) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2
     return [{**group, "lr": lr / decay ** group.get("above", len(groups) - 1 - i)} for i, group in enumerate(groups)]
 
 # %% ../../nbs/1_generations/04_layerwise.ipynb #04_layerwise-069
-class LARS(Strict):
+class LARS(BaseOptimizer):
     """SGD with momentum whose steps have a fixed length relative to the tensor that they change.
 
     Parameters
@@ -117,7 +117,7 @@ class LARS(Strict):
 
     def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
         "Move one tensor by its gradient and its velocity v, which is changed in place."
-        length, slope = full_tensor(wide(w).norm()), full_tensor(wide(g).norm())
+        length, slope = full_tensor(at_least_float32(w).norm()), full_tensor(at_least_float32(g).norm())
         ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
         ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
         v.mul_(group["momentum"]).add_(float(group["lr"]) * ratio * (g + group["weight_decay"] * w))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.optim import LBFGS, Optimizer, optimizer as torch_hooks
 
-from .base import require, same_buffers, same_groups, Strict, holds_params, rate
+from .base import require, same_buffers, same_groups, BaseOptimizer, holds_params, rate
 
 # %% auto #0
 __all__ = ['without_global_hooks', 'parted', 'one_gradient', 'Wrapper']
@@ -65,7 +65,7 @@ def one_gradient(
         optimizer = getattr(optimizer, "base", None)
 
 # %% ../../nbs/4_workshop/03_wrapper.ipynb #05_joint-043
-class Wrapper(Strict):
+class Wrapper(BaseOptimizer):
     """An optimizer around another: groups and rates are the base's own, the state holds both.
 
     Options are the base's, a tensor lr, foreach, fused and maximize too; no capturable, no differentiable.
@@ -165,7 +165,7 @@ class Wrapper(Strict):
         same_buffers(self, own, self.buffers, some=True)
         for here, there in zip(self.param_groups, own["param_groups"], strict=True):
             self.check({**self.defaults, **there, "params": here["params"]})
-        if not isinstance(self.base, (Strict, LBFGS)):  # LBFGS keeps one history of all parameters
+        if not isinstance(self.base, (BaseOptimizer, LBFGS)):  # LBFGS keeps one history of all parameters
             same_groups(self.base, base)
             same_buffers(self.base, base, None)
         self.base.load_state_dict(base)
