@@ -44,7 +44,7 @@ def some(files, task, protocol, profile="paper", variant=None, seeds=range(10)):
     return chosen if variant is any else chosen[chosen.variant.isna() if variant is None else chosen.variant == variant]
 
 
-def at_least_float32(frame, value):
+def wide(frame, value):
     "seed x strategy, in the order of the paper's table, seeds that everybody has"
     return frame.pivot(index="seed", columns="strategy", values=value).reindex(columns=PAPER.index).dropna()
 
@@ -113,7 +113,7 @@ def apart(table):
 
 def both(files, task, profile="paper"):
     "Last epochs at the text's and at the tuned rates, over common seeds"
-    old, new = (at_least_float32(some(files, task, protocol, profile), "last") for protocol in ("paper", "tuned"))
+    old, new = (wide(some(files, task, protocol, profile), "last") for protocol in ("paper", "tuned"))
     seeds = old.index.intersection(new.index)
     return old.loc[seeds], new.loc[seeds]
 
@@ -148,7 +148,7 @@ def test_the_synthetic_column(files, readme):
 
 
 def test_dals_among_the_first(files, readme):
-    table = at_least_float32(some(files, B, "released"), "best")
+    table = wide(some(files, B, "released"), "best")
     means, tops = table.mean(), table.eq(table.max(axis=1), axis=0)
     at_top = tops.sum(axis=1)[tops["DALS"]]
     first, level = apart(table)
@@ -237,7 +237,7 @@ def test_what_the_cuts_show(files, readme):
     for task, budget in ((TREC, ["3", "1600", "3"]), (CIFAR, ["5000", "5"])):
         whole, rival = (some(files, task, "ablation", "cpu", name).set_index("seed")["last"]
                         for name in ("schedule+filter+depth+phases+trust_ratio", "schedule"))
-        tuned = at_least_float32(some(files, task, "tuned", "cpu"), "last")
+        tuned = wide(some(files, task, "tuned", "cpu"), "last")
         gained, rates = whole - rival, tuned["DALS"] - tuned["Cosine Decay SGD"]
         expected += [*budget, *t_interval(gained), str(len(gained)), *t_interval(rates), str(len(rates))]
         low, high = (float(word.replace("−", "-")) for word in t_interval(gained)[1:])
