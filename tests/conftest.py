@@ -13,3 +13,11 @@ def pytest_unconfigure(config):
     if reporter and not hasattr(config, "workerinput"):
         count = {word: len(reporter.stats.get(word, [])) for word in ("passed", "failed", "error", "skipped")}
         print(f"{count['passed']} passed, {count['failed'] + count['error']} failed, {count['skipped']} skipped")
+
+try:
+    from hypothesis import settings
+except ImportError: # the tests of properties say so themselves
+    pass
+else:
+    settings.register_profile("dals", deadline=None) # a first import on a busy machine is no failure; timings belong in benchmarks
+    settings.load_profile("dals")

@@ -501,3 +501,22 @@ def test_the_initial_weights_of_a_task_of_ones_own_are_part_of_its_behaviour(mon
     assert plain == behaviour(task, "Lion", "paper", values) != print_of("Lion")
     monkeypatch.setattr(Net, "spread", 1.1)
     assert behaviour(task, "Lion", "paper", values) != plain
+
+
+def test_files_that_are_no_records_are_neither_read_nor_moved(tmp_path):
+    "A folder that somebody names may be no store at all, and links in it lead anywhere, as those in /proc do"
+    elsewhere = tmp_path / "elsewhere" / "in"
+    for folder in (tmp_path / "results" / "a" / "b" / "c" / "d", elsewhere):
+        folder.mkdir(parents=True)
+        for name in ("settings.json", "7a.json", "x-1.json"):
+            (folder / name).write_text('{"repo": "main"}', encoding="utf-8")
+    (elsewhere / "7.json").write_text('{"repo": "main"}', encoding="utf-8") # even by a record's name, behind a link
+    (tmp_path / "results" / "a" / "b" / "root").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "results" / "a" / "b" / "c" / "linked").symlink_to(elsewhere, target_is_directory=True)
+
+    def files(): return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = files()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Store(tmp_path / "results", tmp_path / "_results").runs(variant="*") == []
+    assert files() == before

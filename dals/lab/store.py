@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import reprlib
 import secrets
 import stat
@@ -546,6 +547,9 @@ def _beside(path: Path, word: str) -> Path: # 7.json.damaged, 7.json.1.damaged
     return next(name for name in names if not os.path.lexists(name))
 
 
+_RECORD = re.compile(r"\d+(-.*)?\.json", re.S) # how the file of a record is named: SEED[-VARIANT].json
+
+
 @dataclass
 class Store:
     "Records in two folders: a published one under git, and a local one that overlays it. Relative folders start at `project_root()`."
@@ -630,10 +634,11 @@ class Store:
         folders = [self._folder(where)]
         for name in names:
             folders = [path for folder in folders for path in ([folder / name] if name is not None else _inside(folder))
-                       if os.path.isdir(path)]
+                       if os.path.isdir(path) and not os.path.islink(path)] # a link may lead out of the store, to what is not ours
         for path in itertools.chain.from_iterable(map(_inside, folders)):
             if path.suffix in suffixes and path.name.startswith(".") == (path.suffix == ".running"):
-                yield path
+                if path.suffix != ".json" or _RECORD.fullmatch(path.name): # another file is somebody else's: not read, not set aside
+                    yield path
 
     def runs(
         self,
