@@ -173,8 +173,12 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
     from dals.lab.store import code_notes, run_name, Store
-    from dals.recipes.strategies import strategies_of
+    from dals.recipes.strategies import get_protocol
     store, wanted = Store(), parse_seeds(args.seeds)
+    try:
+        rules = get_protocol(args.protocol)
+    except ValueError as error:
+        raise Refused(str(error)) from None
     everything = store.runs(variant="*")
     runs = [run for run in everything if (run.profile, run.protocol, run.variant) == (args.profile, args.protocol, None)]
     running, failed = store.unfinished(profile=args.profile, protocol=args.protocol)
@@ -185,10 +189,10 @@ def status(args: argparse.Namespace) -> int:
         try:
             configs += plan([task], None, wanted or [42], args.protocol, args.profile)
         except Refused:
-            if args.protocol != "tuned":
+            if not rules.tuned:
                 raise
             untuned.append(task)
-    having = strategies_of(args.protocol)
+    having = rules.strategies
     cells: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         cells.setdefault((run.task, run.strategy), []).append(run)
@@ -230,10 +234,10 @@ def status(args: argparse.Namespace) -> int:
 
 def _named(name: str, what: str, store: "Store") -> None:
     "Refuses a name of a task, profile, protocol or strategy that neither dals nor a local record has."
-    from dals.recipes.strategies import HYPERPARAMETERS, STRATEGIES
+    from dals.recipes.strategies import PROTOCOLS, STRATEGIES
     from dals.lab.tasks import TASKS, get_task
     profiles = dict.fromkeys(profile for task in TASKS.values() for profile in task.profiles)
-    names: dict[str, Iterable[str]] = {"task": TASKS, "profile": profiles, "protocol": HYPERPARAMETERS, "strategy": STRATEGIES}
+    names: dict[str, Iterable[str]] = {"task": TASKS, "profile": profiles, "protocol": PROTOCOLS, "strategy": STRATEGIES}
     depth = ["task", "profile", "protocol", "strategy"].index(what) + 1
     if name not in {path.name for path in Path(store.local).glob("/".join("*" * depth))}: # such as a task of one's own
         try:

@@ -16,7 +16,7 @@ from dals.optim.schedule import constant
 from dals.lab.store import complete, key_of, Store, StoreError
 from dals.lab.sweep import missing
 from dals.lab.seeds import accuracy_seeds, coupling, fit_seeds, members_of, run_stack, seeds_logits, stacked, stacks, sweep_together
-from dals.recipes.strategies import COMPOSITIONS, STRATEGIES
+from dals.recipes.strategies import PAPER, STRATEGIES
 from dals.lab.pictures import convnet
 from dals.lab.tasks import available, Budget, Data, get_task, mlp, Split, Task
 from dals.lab.training import accuracy, fit, Run
@@ -56,7 +56,7 @@ def test_settings_and_seeds_must_be_as_many():
 def test_an_optimizer_that_asks_for_more_gradients_than_the_stack_can_give_is_refused(monkeypatch):
     def wrapped(model, plan, **settings):
         return Lookahead(SAM(SGD(model.parameters(), 0.1))), constant
-    monkeypatch.setitem(COMPOSITIONS["paper"], "SAM", wrapped)
+    monkeypatch.setitem(PAPER.compositions, "SAM", wrapped)
     with pytest.raises(RuntimeError, match="asks for more gradients than are computed for a stack"):
         fit_seeds("synthetic", "SAM", [0, 1], profile="smoke")
 

@@ -469,10 +469,10 @@ def test_a_fingerprint_sees_the_composition_and_the_loop_but_not_the_rate(name, 
     plain = print_of(name)
     assert print_of(name, lr=0.123) == plain
     from dals.lab import training
-    from dals.recipes.strategies import COMPOSITIONS
-    composition = COMPOSITIONS["paper"][name]
+    from dals.recipes.strategies import PAPER
+    composition = PAPER.compositions[name]
     with monkeypatch.context() as patch: # the strategy's own line
-        patch.setitem(COMPOSITIONS["paper"], name, lambda model, plan, *, lr, **rest: composition(model, plan, lr=1.001 * lr, **rest))
+        patch.setitem(PAPER.compositions, name, lambda model, plan, *, lr, **rest: composition(model, plan, lr=1.001 * lr, **rest))
         assert print_of(name) != plain
     real = training.train_epoch
     with monkeypatch.context() as patch: # the loop: half of the examples are left out

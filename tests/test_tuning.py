@@ -16,7 +16,7 @@ from dals.cli import main
 from dals.recipes.strategies import PAPER_SEED
 from dals.lab.store import Store
 from dals.lab.sweep import missing
-from dals.recipes.strategies import HYPERPARAMETERS, RATES, STRATEGIES
+from dals.recipes.strategies import PAPER, TUNED, RATES, STRATEGIES
 from dals.lab.tasks import get_task, validation
 from dals.lab.training import fit
 from dals.lab.tuning import (
@@ -69,7 +69,7 @@ def test_the_budget_is_the_same_for_all_and_as_it_is_written_down():
 
 
 def test_the_paper_settings_are_the_tuned_settings():
-    assert HYPERPARAMETERS["tuned"] is HYPERPARAMETERS["paper"]
+    assert TUNED.settings is PAPER.settings and TUNED.compositions is PAPER.compositions
     with pytest.raises(ValueError, match="'tuned' has no rates of its own: give lr"):
         fit("synthetic", "AdamW", protocol="tuned", profile="smoke")
 

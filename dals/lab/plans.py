@@ -76,33 +76,34 @@ def plan(
     protocol: str = "paper", # whose settings
     profile: str = "paper", # which budget
     device: str | None = None, # None for the CPU
-    variants: Sequence[str] = (), # names of `VARIANTS`, or "all"; each runs the strategies that it touches
+    variants: Sequence[str] = (), # names of the protocol's variants, or "all"; each runs the strategies that it touches
     fast: bool | None = None, # the fast path; None: as the budget says, else on CUDA and not on the CPU
 ) -> list[dict[str, Any]]: # raises Refused for a name that is not known
     "The configs of tasks x strategies x seeds, or of their variants."
-    from dals.recipes.released import VARIANTS
     from dals.lab.store import settings
-    from dals.recipes.strategies import STRATEGIES, strategies_of
+    from dals.recipes.strategies import PROTOCOLS, STRATEGIES, get_protocol
     from dals.lab.training import find_device
     chosen = [known(strategy, STRATEGIES, "strategy") for strategy in strategies or STRATEGIES]
     try:
-        having = strategies_of(protocol)
+        rules = get_protocol(protocol)
     except ValueError as error:
         raise Refused(str(error)) from None
-    if strategies and (lacking := [strategy for strategy in chosen if strategy not in having]):
+    if strategies and (lacking := [strategy for strategy in chosen if strategy not in rules.strategies]):
         raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
-    chosen = [strategy for strategy in chosen if strategy in having]
+    chosen = [strategy for strategy in chosen if strategy in rules.strategies]
     shared = {"protocol": protocol, "profile": profile, "device": device, "fast": fast}
-    if variants and protocol != "released":
-        raise Refused("a variant takes something back that the released code did: it goes with --protocol released")
-    names = [known(name, VARIANTS, "variant") for name in variants if name != "all"]
-    names = list(VARIANTS) if "all" in variants else names
-    what = [(strategy, {"variant": name, "overrides": VARIANTS[name].undo}) for name in names for strategy in chosen
-            if strategy in VARIANTS[name].strategies] if names else [(strategy, {}) for strategy in chosen]
+    if variants and not rules.variants:
+        others = " or ".join(f"--protocol {name}" for name, other in PROTOCOLS.items() if other.variants)
+        raise Refused(f"protocol {protocol!r} has nothing that a variant could take back: it goes with {others}")
+    names = [known(name, rules.variants, "variant") for name in variants if name != "all"]
+    names = list(rules.variants) if "all" in variants else names
+    what = [(strategy, {"variant": name, "overrides": rules.variants[name].undo}) for name in names for strategy in chosen
+            if strategy in rules.variants[name].strategies] if names else [(strategy, {}) for strategy in chosen]
     if not what:
-        raise Refused(f"{', '.join(names)} touches none of {', '.join(chosen)}: it is about {', '.join(VARIANTS[names[0]].strategies)}")
+        about = ", ".join(rules.variants[names[0]].strategies)
+        raise Refused(f"{', '.join(names)} touches none of {', '.join(chosen)}: it is about {about}")
     try:
-        if protocol == "tuned":
+        if rules.tuned:
             from dals.lab.store import Store
             from dals.lab.tuning import tuned_configs
             store = Store()

@@ -27,7 +27,7 @@ from ..optim.adaptive import AdaBound
 from ..optim.joint import SAM, Grokfast, Lion, Lookahead
 from ..optim.wrapper import Wrapper
 from ..recipes.released import GrowingEpsRAdam, LateDecay, LateLookahead
-from ..recipes.strategies import get_strategy
+from ..recipes.strategies import get_protocol, get_strategy
 from .store import Conflict, NewerRecord, Store, StoreError
 from .sweep import _start_worker, demand_guard, duration, missing
 from .tasks import call, get_task, Split, Task
@@ -286,7 +286,7 @@ def fit_seeds(
             raise ValueError(f"Runs of {task.name} cannot be trained at once, because {reason}: train them in turn with fit.")
         model = stacked(models).to(place).train()
         train, test = data.train.to(place), data.test.to(place)
-        augment = None if protocol == "released" else task.augment
+        augment = task.augment if get_protocol(protocol).augments else None
         steps_per_epoch = math.ceil(len(train) / batch_size)
         steps = {"total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
         members = members_of(model, each, lambda part, **own: chosen.build(part, **steps, **settings[0], **own))

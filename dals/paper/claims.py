@@ -26,7 +26,7 @@ from statistics import fmean, median, stdev, variance
 from typing import Any, NamedTuple
 
 from ..recipes.released import VARIANTS
-from ..recipes.strategies import PAPER_SEED, STRATEGIES
+from ..recipes.strategies import PAPER_SEED, STRATEGIES, get_protocol
 from ..lab.intervals import binomial_se
 from ..lab.render import scrolling
 from ..lab.statistics import holm, paired
@@ -493,7 +493,7 @@ def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) ->
                 config = {"task": ground.task, "strategy": name, "seed": seed, "protocol": ground.protocol, "profile": ground.profile}
                 if variant:
                     config |= {"variant": variant, "overrides": dict(VARIANTS[variant].undo)}
-                elif ground.protocol == "tuned":
+                elif get_protocol(ground.protocol).tuned:
                     if (own := rates(ground, name)) is None: # to be searched first
                         continue
                     config |= {"overrides": own}
@@ -1023,7 +1023,7 @@ def competitive(
     "Whether Discriminative LR is at most a point behind Fixed SGD."
     answer = _margin([-d for d in _compared(case)], MARGIN, f"{_DISC} minus {_FIXED}")
     return answer._replace(evidence=f"{answer.evidence} The rates of its own must be searched first (chapter 2.8).") if (
-        case.ground.protocol == "tuned" and not case.records.best) else answer
+        get_protocol(case.ground.protocol).tuned and not case.records.best) else answer
 
 
 @own("C8g")

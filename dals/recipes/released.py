@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +21,12 @@ from ..optim.layers import layer_groups
 from ..optim.layerwise import LARS, discriminative
 from ..optim.schedule import constant, cosine, floored, restarts, Schedule
 from ..optim.wrapper import Wrapper
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Composition, Plan
+from .strategies import PAPER, Built, Composition, Deviation, Plan, Protocol
 
 # %% auto #0
-__all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'by_update', 'counted_restarts', 'stlr_by_epoch', 'child_groups', 'groups_of',
+__all__ = ['DEVIATIONS', 'VARIANTS', 'RELEASED', 'by_update', 'counted_restarts', 'stlr_by_epoch', 'child_groups', 'groups_of',
            'LateDecay', 'GrowingEpsRAdam', 'OuterTrustLARS', 'AdaptiveSAM', 'LateLookahead', 'FromZero', 'StaleFast',
-           'FromZeroFast', 'FromZeroStaleFast', 'LongAcc', 'released', 'Deviation']
+           'FromZeroFast', 'FromZeroStaleFast', 'LongAcc', 'released']
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-008
 def by_update(
@@ -207,8 +206,7 @@ class LongAcc(DALSAcc):
         return super().memory(group, phase) if phase else max(0.4, group["alpha"] - 0.15)
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-070
-RELEASED: dict[str, Composition] = dict(COMPOSITIONS["paper"])  # Fixed SGD and Cosine Decay SGD stay as they are
-COMPOSITIONS["released"] = RELEASED
+_FORMS: dict[str, Composition] = dict(PAPER.compositions)  # Fixed SGD and Cosine Decay SGD stay as they are
 
 
 def released(
@@ -216,7 +214,7 @@ def released(
 ) -> Callable[[Composition], Composition]:
     "Decorator: register a composition as the `released` form of a strategy."
     def register(composition: Composition) -> Composition:
-        RELEASED[name] = composition
+        _FORMS[name] = composition
         return composition
     return register
 
@@ -255,6 +253,7 @@ def discriminative_sgd(model: nn.Module, plan: Plan, *, lr: float, decay: float,
     groups = discriminative(groups_of(model, by_child), lr, decay)
     return SGD(groups, lr, momentum, weight_decay=weight_decay), constant
 
+# %% ../../nbs/2_evidence/02_released.ipynb #08_released-902
 @released("RAdam")
 def radam(model: nn.Module, plan: Plan, *, late_eps: bool, **settings: Any) -> Built:
     return (GrowingEpsRAdam if late_eps else RAdam)(model.parameters(), **settings), constant
@@ -283,6 +282,7 @@ def grokfast(model: nn.Module, plan: Plan, *, lr: float, alpha: float, lamb: flo
         sgd.state[p]["momentum_buffer"], optimizer.state[p]["mean"] = torch.zeros_like(p), torch.zeros_like(p)
     return LateDecay(optimizer, weight_decay), constant
 
+# %% ../../nbs/2_evidence/02_released.ipynb #08_released-904
 @released("STLR+Discriminative")
 def stlr_discriminative(model: nn.Module, plan: Plan, *, lr: float, cut: float, ratio: float, twice: bool, between_epochs: bool,
                         **settings: Any) -> Built:
@@ -357,21 +357,13 @@ def _finetune(sgd: float, adam: float) -> dict[str, dict[str, Any]]:
     return table
 
 
-HYPERPARAMETERS["released"] = {
+_SETTINGS = {
     "scratch": _SCRATCH, "finetune": _finetune(5e-4, 5e-5), "trec6": _finetune(3e-4, 3e-5),
     "synthetic": {name: {"weight_decay": 1e-4} for name, values in _SCRATCH.items() if "momentum" in values and name != "DALS-Acc"},
 }
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-078
-@dataclass(frozen=True)
-class Deviation:
-    "One way in which the released code is not what the text says."
-    strategies: tuple[str, ...]  # whom it touches
-    undo: dict[str, Any]         # overrides of the protocol `released` that take it back
-    what: str                    # in one sentence
-
-
-_FAMILY = tuple(name for name in HYPERPARAMETERS["released"]["synthetic"])
+_FAMILY = tuple(_SETTINGS["synthetic"])
 DEVIATIONS: dict[str, Deviation] = {
     "decay applied twice": Deviation(("STLR+Discriminative",), {"twice": False},
         "the scheduler divides the rates of the lower layers once more"),
@@ -415,3 +407,6 @@ VARIANTS: dict[str, Deviation] = {  # what an experiment may vary in the protoco
     "phases off": Deviation(("DALS", "DALS-Fast", "DALS-Acc"), {"thresholds": None},
         "no phase detector: phase 1 throughout"),
 }
+
+RELEASED = Protocol("released", "which does what the code behind the paper did", _FORMS, _SETTINGS,
+                    epochs={"trec6": 10, "rte": 10, "imdb": 5}, augments=False, variants=VARIANTS)
