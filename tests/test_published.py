@@ -7,8 +7,8 @@ from dals.lab.tasks import TASKS
 
 
 def test_the_rows_are_the_registered_strategies_in_the_same_order():
-    assert list(TABLE2) == list(STRATEGIES)
-    assert GENERATION == {name: strategy.generation for name, strategy in STRATEGIES.items()}
+    assert list(TABLE2) == [name for name in STRATEGIES if name in TABLE2] # a strategy that the paper lacks may stand between
+    assert GENERATION == {name: STRATEGIES[name].generation for name in TABLE2}
 
 
 def test_every_cell_is_an_accuracy():

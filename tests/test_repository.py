@@ -23,7 +23,7 @@ def run(*command, cwd=ROOT, **kwargs):
 @pytest.fixture
 def copy(tmp_path):
     "A copy of the sources, so that a check never touches the checkout"
-    for name in ("nbs", "dals", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("nbs", "dals", "settings.ini", "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         source = ROOT / name
         ignore = shutil.ignore_patterns("_out", "_reproduced", "__pycache__", ".ipynb_checkpoints")
         if source.is_dir(): shutil.copytree(source, tmp_path / name, ignore=ignore)
@@ -62,10 +62,10 @@ def without_encoding(source):
         name = isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", None))
         if not name or name not in ("open", "read_text", "write_text") or {word.arg for word in call.keywords} & {"encoding", None}:
             continue
-        if name == "open": # of a path the mode comes first; `os.open` and `Image.open` are about bytes
+        if name == "open": # of a path the mode comes first; `os.open` and its like are about bytes
             mode = [word.value for word in call.keywords if word.arg == "mode"] or call.args[isinstance(call.func, ast.Name):][:1]
             of = getattr(getattr(call.func, "value", None), "id", None)
-            if of in ("os", "Image") or "b" in "".join(map(ast.unparse, mode)):
+            if of in ("os", "Image", "tarfile") or "b" in "".join(map(ast.unparse, mode)):
                 continue
         yield ast.unparse(call)
 
@@ -141,6 +141,17 @@ print(len(STRATEGIES))
 """
 
 
+def test_the_source_distribution_is_the_repository(tmp_path):
+    "Whoever unpacks it can run the tests"
+    import tarfile
+    if not (ROOT / ".git").exists(): pytest.skip("this is a copy without git, whose files nobody has listed")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    assert {name for name in tracked() if not name.startswith(".ci/") and (ROOT / name).exists()} <= inside
+
+
 def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
     "The wheel, unpacked where nothing of the checkout is, in a process that finds torch and refuses every extra"
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", cwd=copy)
@@ -158,6 +169,13 @@ def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
     assert out.splitlines() == [str(site / "dals" / "__init__.py"), "18"]
     show = "from dals.lab.render import page, simple_table\nprint(page('made', simple_table('a', ['b'], [['c']])))"
     assert '<th scope="row">c</th>' in run(sys.executable, "-c", show, cwd=elsewhere, env=environment)
+    assert re.fullmatch(r"dals \d+\.\d+\.\d+\n", run(sys.executable, "-m", "dals", "--version", cwd=elsewhere, env=environment))
+    (metadata,) = site.glob("dals-*.dist-info/METADATA")
+    head, page = metadata.read_text(encoding="utf-8").split("\n\n", 1)
+    assert {"Homepage", "Documentation", "Issues", "Paper"} <= {*re.findall(r"^Project-URL: (\w+),", head, re.M)}
+    links = re.findall(r"\]\(([^)]+)\)", page) # on an index there is nothing beside the page
+    assert len(links) > 50 and all(link.startswith(("https://", "#")) for link in links)
+    assert re.search(r"!\[[^\]]+\]\(https://\S+/raw/main/nbs/images/\S+\.png\)", page)
 
 
 def asked_and_pinned(name, *extras):
@@ -198,7 +216,7 @@ def workflows():
     return {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")}
 
 
-def test_workflows_test_both_ends_and_may_write_nothing_else_than_the_pages():
+def test_workflows_test_both_ends_and_may_write_nothing_else_than_pages_and_releases():
     texts = workflows()
     assert "-c ${{ matrix.constraints }} " in texts["test.yml"]
     for name in ("constraints.txt", "constraints-lowest.txt"):
@@ -206,8 +224,10 @@ def test_workflows_test_both_ends_and_may_write_nothing_else_than_the_pages():
     files = re.findall(r"tests/test_\w+\.py", texts["test.yml"])
     assert len(files) > 5 and all((ROOT / name).exists() for name in files)
     for name, text in texts.items():
-        assert re.findall(r"[\w-]+: write", text) == (["pages: write", "id-token: write"] if name == "docs.yml" else []), name
+        allowed = {"docs.yml": ["pages: write", "id-token: write"], "release.yml": ["id-token: write", "attestations: write"]}
+        assert re.findall(r"[\w-]+: write", text) == allowed.get(name, []), name
         assert re.search(r"^permissions: \{", text, re.M), name
         for action in re.findall(r"uses: (.*)", text):
             pages = name == "docs.yml" and re.fullmatch(r"(actions/(upload-pages-artifact|deploy-pages)|quarto-dev/.*)@v\d+", action)
-            assert pages or re.fullmatch(r"[\w-]+/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+            index = name == "release.yml" and action == "pypa/gh-action-pypi-publish@release/v1"
+            assert pages or index or re.fullmatch(r"[\w-]+/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action

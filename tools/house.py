@@ -99,7 +99,7 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
     "The library under `root`, by dotted name"
     paths = {}
     for path in sorted((root / "dals").rglob("*.py")):
-        if path.name != "_modidx.py" and "__pycache__" not in path.parts:
+        if path.name not in ("_modidx.py", "__main__.py") and "__pycache__" not in path.parts: # an index, and a call of the command
             parts = path.relative_to(root).with_suffix("").parts
             paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     found = {}
