@@ -158,13 +158,17 @@ def test_built_wheel_imports_with_torch_alone(copy, tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
-    for data in ("paper.mplstyle", "py.typed", "paper/data/table2_benchmark.csv"):
+    templates = [path.relative_to(copy / "dals") for path in (copy / "dals").rglob("templates/*")]
+    assert len(templates) > 8
+    for data in ("paper.mplstyle", "py.typed", "paper/data/table2_benchmark.csv", *templates):
         assert (site / "dals" / data).exists(), data
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site)}
     out = run(sys.executable, "-c", "import dals\nprint(dals.__file__)\n" + BARE, cwd=elsewhere, env=environment)
     assert out.splitlines() == [str(site / "dals" / "__init__.py"), "18"]
+    show = "from dals.lab.render import page, simple_table\nprint(page('made', simple_table('a', ['b'], [['c']])))"
+    assert '<th scope="row">c</th>' in run(sys.executable, "-c", show, cwd=elsewhere, env=environment)
     assert re.fullmatch(r"dals \d+\.\d+\.\d+\n", run(sys.executable, "-m", "dals", "--version", cwd=elsewhere, env=environment))
     (metadata,) = site.glob("dals-*.dist-info/METADATA")
     head, page = metadata.read_text(encoding="utf-8").split("\n\n", 1)

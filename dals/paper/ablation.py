@@ -103,7 +103,7 @@ def measured(
     "What the records of one cell say"
     return {seed: MEASURES[measure](run) for seed, run in runs_of(store, configs).items()}
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b01
 def best_rate(
     store: Store, # where records are
     cell: Cell, # of `CELLS`
@@ -126,7 +126,7 @@ def best_rates(
     "The rate of every cell, as `best_rate` chooses it"
     return {cell: lr for cell in CELLS if (lr := best_rate(store, cell, task, profile=profile)) is not None}
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b02
 def values_of(
     store: Store, # where records are
     task: str, # name of the task
@@ -185,7 +185,7 @@ def contrast(
             found[cell] = found.get(cell, 0.0) + sign * weight / total
     return found
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b03
 def effect_by_seed(
     values: Mapping[Cell, Mapping[int, float]], # cell -> seed -> value
     effect: Cell, # one of `EFFECTS`
@@ -242,7 +242,7 @@ def losses_of(
             train_epoch(own, model, optimizer, scheduler, data.train, config["batch_size"], own.augment)
     return losses
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b04
 def trend(
     losses: Sequence[float], # one for each step
     window: int = 101, # steps, odd
@@ -266,7 +266,7 @@ def without_progress(
         found += part
     return found
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b05
 def phase_shares(
     phases: Sequence[int], # one for each step
 ) -> tuple[float, float, float, float]: # shares of phases 0, 1 and 2, and of the steps in which the phase changes
@@ -305,7 +305,7 @@ def answers(
     "Correct for all questions that are asked together"
     return {name: Answer(test, p) for (name, test), p in zip(tests.items(), holm([test.p for test in tests.values()]), strict=True)}
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b06
 def phase_comparisons(
     store: Store, # where records are
     task: str = "synthetic", # name of the task
@@ -331,7 +331,7 @@ def primary(
     tests["DALS minus the rival"] = paired(values.get(ALL, {}), values.get(RIVAL, {}))
     return answers(tests | {name: answer.paired for name, answer in phase_comparisons(store).items()})
 
-
+# %% ../../nbs/2_evidence/09_ablation.ipynb #09_ablation-b07
 def said_of_phases(
     found: Mapping[str, Answer], # as `phase_comparisons` or `primary` give it
     level: float = 0.05, # of the corrected p values

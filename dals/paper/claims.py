@@ -20,7 +20,6 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from math import comb, exp, log
 from statistics import fmean, median, stdev, variance
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 from ..recipes.released import VARIANTS
 from ..recipes.strategies import PAPER_SEED, STRATEGIES, get_protocol
 from ..lab.intervals import binomial_se
-from ..lab.render import scrolling
+from ..lab.render import filled
 from ..lab.statistics import holm, paired
 from ..lab.tasks import TASKS
 from ..lab.training import Run
@@ -583,7 +582,7 @@ def _in_words(test: Tested, unit: str = "points") -> str:
     return (f"{test.mean:+.2f} {unit} in the mean of {test.n} seeds (95 % t interval {_ends(test.interval())}; {_p(test.p)}, "
             f"exact {_p(test.exact)}).{floor(test.n)}")
 
-
+# %% ../../nbs/2_evidence/07_claims.ipynb #07_claims-b01
 def _against(differences: Sequence[float], boundary: float, what: str, unit: str = "points") -> Answer:
     "A paired mean against a boundary: above holds, below does not, by a t test."
     if len(differences) < ENOUGH:
@@ -1086,11 +1085,6 @@ def front_in_the_tables() -> tuple[str, str]:
 _MARKS = {HOLDS: "agrees", FAILS: "differs", OPEN: "within-noise", PARTLY: "within-noise", NOTHING: "not-judged"} # of the house
 
 
-def _marked(verdict: str) -> str:
-    "A verdict as a word with a mark whose shape says the same."
-    return f'<span class="v {_MARKS[verdict]}" style="white-space: normal">{escape(verdict)}</span>'
-
-
 def shown(
     found: Sequence[Ruling], # of one part
 ) -> list[Ruling]:
@@ -1114,42 +1108,29 @@ def in_short(
     which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"{missing} run{'s' * (missing != 1)}{more}: {who}; {which}; {where}."
 
-
-def _row(ruling: Ruling, head: str) -> str:
-    "A ruling as cells of a table, after its head."
-    lacking = in_short(ruling.lacking, ruling.missing)
-    small = f"<small>{escape(ruling.where)}</small>"
-    return (f"<tr>{head}<td>{_marked(ruling.verdict)}<small>{escape(ruling.grade)}</small></td><td>{escape(ruling.evidence)}{small}</td>"
-            f"<td>{escape(lacking)}</td></tr>\n")
-
 # %% ../../nbs/2_evidence/07_claims.ipynb #16_claims-195
+def _claim_words(claim: str, rows: Sequence[Ruling], found: Mapping[str, Sequence[Ruling]]) -> dict[str, Any]:
+    "A claim as texts: what the paper says, how its parts stand, and the rulings of each."
+    parts = []
+    for ruling in rows:
+        part, rulings = ruling.part, shown(found[ruling.part.name])
+        parts.append({"name": part.name, "question": part.question, "rule": part.rule, "votes": part.votes and ruling.ground is not None,
+                      "rulings": [(one, in_short(one.lacking, one.missing)) for one in rulings]})
+    return {"id": claim, "text": CLAIMS[claim].text, "where": CLAIMS[claim].where, "verdict": overall(rows), "headline": headline(rows),
+            "parts": parts, "rows": sum(len(shown(found[ruling.part.name])) for ruling in rows)}
+
+
 def claims_html(
     found: Mapping[str, Sequence[Ruling]], # what `rulings` returned
 ) -> str: # a fragment, for `save_table`
     "All claims as HTML: claim, part, rule, verdict, grade, evidence and missing runs, the rules for all beneath."
-    bodies, stand = "", by_claim(found)
-    for claim, rows in stand.items():
-        claimed = (f"{escape(claim)}<small>{escape(CLAIMS[claim].text)}</small><small>Paper: {escape(CLAIMS[claim].where)}</small>"
-                   f"{_marked(overall(rows))}<small>{escape(headline(rows))}</small>")
-        rulings = [(ruling, shown(found[ruling.part.name])) for ruling in rows]
-        head = f'<th scope="rowgroup" rowspan="{sum(len(some) for _, some in rulings)}">{claimed}</th>'
-        lines = ""
-        for ruling, some in rulings:
-            part, vote = ruling.part, "" if ruling.part.votes and ruling.ground else "<small>without a vote</small>"
-            head += (f'<td rowspan="{len(some)}"><b>{part.name}</b> {escape(part.question)}{vote}</td>'
-                     f'<td rowspan="{len(some)}"><small>{escape(part.rule)}</small></td>')
-            for one in some:
-                lines += _row(one, head)
-                head = ""
-        bodies += f"<tbody>{lines}</tbody>"
-    widths = {"Claim": 15, "Part": 14, "Rule": 18, "Verdict and grade": 11, "Evidence": 28, "Missing runs": 14}
-    heads = "".join(f'<th scope="col" style="width: {width}%">{word}</th>' for word, width in widths.items())
+    stand = by_claim(found)
     counted = Counter(ruling.verdict for rows in stand.values() for ruling in rows if ruling.ground and ruling.part.votes)
     tally = zip(VERDICTS, ("hold", "do not hold", "are open", "have no information"), strict=True)
-    caption = (f"{len(stand)} claims in {sum(map(len, stand.values()))} parts. Of the {counted.total()} that vote, "
-               f"{', '.join(f'{counted[verdict]} {word}' for verdict, word in tally)}.")
-    table = f'<table class="plain"><caption><div>{escape(caption)}</div></caption><thead><tr>{heads}</tr></thead>{bodies}</table>'
-    return scrolling(table, "Claims, scrolls sideways") + f'<p class="rule">{escape(RULE)}</p>'
+    title = (f"{len(stand)} claims in {sum(map(len, stand.values()))} parts. Of the {counted.total()} that vote, "
+             f"{', '.join(f'{counted[verdict]} {word}' for verdict, word in tally)}.")
+    return filled("claims.html", "dals.paper", title=title, marks=_MARKS, rule=RULE,
+                  claims=[_claim_words(claim, rows, found) for claim, rows in stand.items()])
 
 # %% ../../nbs/2_evidence/07_claims.ipynb #16_claims-196
 def claims_rows(

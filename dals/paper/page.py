@@ -13,15 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..lab.render import _caption, page, scrolling
+from ..lab.render import filled
 from ..lab.store import key_of, shown as told, Store, write_new
 from ..lab.tasks import get_task
-from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, _mark, column_title
+from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
 
 # %% ../../nbs/4_workshop/16_page.ipynb #13_report-049
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ _EXPERIMENTS = (
 EXPERIMENTS: dict[str, Experiment] = {
     stem.split("_")[0]: Experiment(f"nbs/experiments/{stem}.ipynb", title, paper) for stem, title, paper in _EXPERIMENTS}
 
-
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b01
 def _label(name: str) -> str:
     "An experiment's name for a reader: Table 2, Figure 5, Audit."
     stem = name.rstrip("0123456789")
@@ -76,15 +75,7 @@ def _artifacts(out: Path, name: str) -> list[dict[str, Any]]:
     paths = sorted([*out.glob(f"{name}.json"), *out.glob(f"{name}_*.json")])
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
-
-def _artifact_html(artifact: Mapping[str, Any]) -> str:
-    "One figure or table on the index."
-    if artifact["kind"] == "table":
-        return artifact["html"]
-    name, alt = escape(artifact["name"]), escape(artifact["alt"])
-    return f'<figure><a href="{name}.svg"><img src="{name}.svg" alt="{alt}"></a><figcaption>{alt}</figcaption></figure>'
-
-
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b02
 _COUNTED = {"agrees": ("agrees", "equal"), "differs": ("differs",), "near": ("near",), "far": ("far",), "at chance": ("at chance",),
             "too few seeds": ("too few seeds",), "not run": ("not run",)}
 _DOES = {"released": "which does what the code behind the paper did", "paper": "which does what the text says"}
@@ -111,28 +102,28 @@ def _glance_sentences(columns: Sequence[Mapping[str, Any]]) -> str:
                 parts.append(f"{title}, no cell is judged" if not judged else
                              f"{title}, {verdicts[word]} of {judged} judged cells {'are near' if column['unlike'] else 'agree'}")
         said.append(f"Protocol {protocol}, {_DOES[protocol]}: " + (f"in {'; in '.join(parts)}." if parts else "nothing was run."))
-    return escape(" ".join(said))
+    return " ".join(said)
 
 
-def _glance_html(abouts: Mapping[str, Mapping[str, Any]]) -> str:
+def _glance(abouts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     "Cells by verdict and by source, one line per column and protocol of table 2 and one for table 3."
-    rows = ""
+    rows = []
     for name, about in abouts.items():
-        for column, counts in about["columns"].items():
-            ends = _ends(counts["verdicts"])
-            words = [sum(ends[word] for word in group) for group in _COUNTED.values()]
-            trained = sum(count for source, count in counts["sources"].items() if "trained now" in source)
-            stored = sum(count for source, count in counts["sources"].items() if source == "stored")
-            cells = "".join(f'<td class="zero">{count}</td>' if not count else f"<td>{count}</td>" for count in (*words, trained, stored))
-            note = f"<small>{_label(name).lower()} · {escape(counts['note'])}</small>"
-            rows += f'<tr><th scope="row">{escape(column)}{note}</th>{cells}</tr>\n'
-    heads = "".join(f'<th scope="col">{word}</th>' for word in (*map(_mark, _COUNTED), "trained now", "stored"))
-    caption = ("Cells by verdict (in table 3, equal counts as agrees), and by source: trained now, some of its runs are in the local store "
-               "of this checkout; stored, all of them are published with it.")
+        for title, counts in about["columns"].items():
+            ends, found = _ends(counts["verdicts"]), counts["sources"]
+            trained = sum(count for source, count in found.items() if "trained now" in source)
+            rows.append({"title": title, "note": f"{_label(name).lower()} · {counts['note']}",
+                         "counts": [*(sum(ends[word] for word in group) for group in _COUNTED.values()), trained, found.get("stored", 0)]})
     said = _glance_sentences(list(abouts["table2"]["columns"].values())) if "table2" in abouts else ""
-    return (f"<p>{said}</p>" if said else "") + scrolling(
-        f'<table>{_caption(caption)}<thead><tr><th scope="col">Column</th>{heads}</tr></thead><tbody>{rows}</tbody></table>',
-        "Verdicts at a glance")
+    return {"said": said, "verdicts": list(_COUNTED), "rows": rows}
+
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b03
+def _section(name: str, artifacts: Sequence[Mapping[str, Any]], out: Path, reason: str | None) -> dict[str, Any]:
+    "One table or figure with its heading, its links and the command that regenerates it."
+    files = [(kind, f"{artifact['name']}.{kind.lower()}") for artifact in artifacts for kind in ("PNG", "CSV")]
+    files.append(("executed notebook", f"notebooks/{name}.ipynb"))
+    return {"name": name, "label": _label(name), "title": EXPERIMENTS[name].title, "paper": EXPERIMENTS[name].paper, "artifacts": artifacts,
+            "reason": reason, "files": [(text, file) for text, file in files if (out / file).exists()]}
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -140,21 +131,12 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(sorted({str(value) for value in values}))
 
 
-def _section(name: str, artifacts: Sequence[Mapping[str, Any]], out: Path, reason: str | None) -> str:
-    "One table or figure with its heading, its links and the command that regenerates it."
-    experiment, label = EXPERIMENTS[name], _label(name)
-    body = "".join(map(_artifact_html, artifacts))
-    if reason is not None:
-        earlier = " What is shown below is from an earlier run." if body else ""
-        body = f'<p class="failed">The notebook of {label} failed. {escape(reason)}{earlier}</p>{body}'
-    elif not body:
-        body = f'<p class="absent">{label} was not made in this run.</p>'
-    files = [(kind, f"{artifact['name']}.{kind.lower()}") for artifact in artifacts for kind in ("PNG", "CSV")]
-    files.append(("executed notebook", f"notebooks/{name}.ipynb"))
-    links = "".join(f' · <a href="{file}">{text}</a>' for text, file in files if (out / file).exists())
-    return (f'<section id="{name}"><header><h2><span class="no">{label}</span>{escape(experiment.title)}</h2>'
-            f'<p class="note">{escape(experiment.paper)}</p></header>{body}'
-            f'<p class="command">Regenerate it alone: <code>dals reproduce --only {name}</code>{links}</p></section>\n')
+def _rests(legend: Sequence[Mapping[str, Any]]) -> str:
+    "On which records the tables rest, in a sentence."
+    rests = [f"{sum(source['runs'] for source in group)} runs {origin}, {_days(group)}, on {_listed(source['device'] for source in group)} "
+             f"with torch {_listed(source['versions'].get('torch', 'unknown') for source in group)}"
+             for origin in ORIGINS.values() if (group := [source for source in legend if source["origin"] == origin])]
+    return f"The tables rest on {' and on '.join(rests)}." if rests else "No training record was found."
 
 
 def build_index(
@@ -170,28 +152,15 @@ def build_index(
     abouts = {name: artifact["about"] for name, artifacts in made.items() for artifact in artifacts
               if "columns" in artifact.get("about", {})}
     legend = [source for about in abouts.values() for source in about["legend"]]
-    links = "".join(f'<li><a href="#{name}">{_label(name)}</a></li>' for name in EXPERIMENTS)
-    trouble = "".join(f'<p class="failed">{name} failed. {escape(reason)}</p>' for name, reason in reasons.items())
-    glance = f'<section id="glance"><header><h2>At a glance</h2></header>{_glance_html(abouts)}</section>' if abouts else ""
-    sections = "".join(_section(name, artifacts, out, reasons.get(name)) for name, artifacts in made.items())
-    complete = sum(bool(artifacts) and name not in reasons for name, artifacts in made.items())
-    built = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     where = (f"dals {version('dals')}, torch {version('torch')} and Python {platform.python_version()} on {platform.system()} "
              f"{platform.machine()}, {os.cpu_count()} cores")
-    sources_used = abouts.get("table2", {"legend": legend})["legend"]  # table 3 shows some of the same runs
-    rests = [f"{sum(source['runs'] for source in group)} runs {origin}, {_days(group)}, on {_listed(source['device'] for source in group)} "
-             f"with torch {_listed(source['versions'].get('torch', 'unknown') for source in group)}"
-             for origin in ORIGINS.values() if (group := [source for source in sources_used if source["origin"] == origin])]
-    trained = f"The tables rest on {' and on '.join(rests)}." if rests else "No training record was found."
-    top = ('<header class="top"><h1>Learning Rate Engineering, reproduced</h1><p class="lead">Every table and figure of arXiv 2604.27295, '
-           "made again from runs of our own: each number beside the paper's, with a verdict and its source, once as the code behind "
-           "the paper did it and once as its text says.</p>"
-           f'<p class="note">{complete} of {len(EXPERIMENTS)} tables, figures and examinations are here. Built {built} with {where}. '
-           f'{escape(trained)}</p>{trouble}<nav aria-label="Tables, figures and examinations"><ol>{links}</ol></nav></header>')
-    footer = ("<footer><p>Regenerate everything: <code>make reproduce</code>. The paper's numbers are those of its tables 2 and 3. "
-              "Every rule of comparison stands beneath the table that it judges.</p></footer>")
-    whole = page("Learning Rate Engineering, reproduced", f"{top}<main>{glance}{sections}</main>{footer}")
-    write_new(out / "index.html", whole, replace=True)
+    text = filled(
+        "index.html", "dals.paper", title="Learning Rate Engineering, reproduced", failed=reasons, where=where,
+        glance=_glance(abouts) if abouts else None, built=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        sections=[_section(name, artifacts, out, reasons.get(name)) for name, artifacts in made.items()],
+        complete=sum(bool(artifacts) and name not in reasons for name, artifacts in made.items()),
+        trained=_rests(abouts.get("table2", {"legend": legend})["legend"]))  # table 3 shows some of the same runs
+    write_new(out / "index.html", text, replace=True)
     return out / "index.html"
 
 # %% ../../nbs/4_workshop/16_page.ipynb #13_report-161
@@ -246,7 +215,7 @@ def _named(names: Iterable[str]) -> Callable[[Any], None]:
             raise ValueError(f"{told(value)} is none")
     return check
 
-
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b04
 def _task(value: Any) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{told(value)} is no name")
@@ -272,7 +241,7 @@ def _store(where: str) -> Kind:
             raise ValueError(f"there is no record in {os.path.relpath(folder)}, so there is nothing to show")
     return Kind("the folder of a store", check)
 
-
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b05
 _POSITIVE = _number(1e-12, 1e30)
 _SEEDS, _OUT = _each("a list of seeds, such as [0, 1]", _seed), Kind("a folder", _folder)
 _PROFILE = Kind(f"one of {', '.join(PROFILES)}", _named(PROFILES))

@@ -17,12 +17,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from typing import Any, NamedTuple
 
 from ..recipes.strategies import PAPER_SEED, STRATEGIES
 from ..lab.intervals import binomial_se
-from ..lab.render import _caption, code_sentences, scrolling
+from ..lab.render import code_sentences, filled
 from ..lab.statistics import holm, rank_correlation
 from ..lab.store import mixed
 from ..lab.tasks import TASKS
@@ -48,7 +47,7 @@ RULE = (
     "verdict. Not run: there is no record. The error of the test set is not in the bound, because in a column of the paper's own both "
     "numbers come from the same test examples.")
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b01
 class Pool(NamedTuple):
     "The spread from seed to seed that the strategies of a column share."
     sd: float  # pooled standard deviation, points; nan without degrees of freedom
@@ -79,7 +78,7 @@ def bound(
     half = _half(pool, n)
     return None if half is None else half * math.sqrt(n + 1) + ROUNDING
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b02
 def verdict(
     paper: float,           # the paper's single accuracy, percent
     ours: Sequence[float],  # one accuracy per seed of ours, percent
@@ -154,7 +153,7 @@ def kinds(
     return sorted(found.values(), reverse=True, key=lambda kind: (
         len({run.strategy for run in kind}), "+" not in kind[0].task, -PROFILES[profile].index(kind[0].profile), len(kind)))
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b03
 def _multipliers(runs: Iterable[Run]) -> dict[str, float]:
     "By what the paper's rates of a family were multiplied, where it is not 1; a searched rate was not."
     found = {STRATEGIES[run.strategy].family: run.config.get("multiplier", 1) for run in runs
@@ -219,7 +218,7 @@ def _place(run: Run) -> tuple:
     "Records of one source share these."
     return (_origin(run), run.device, run.threads, run.precision, *sorted(run.versions.items()), *_kind(run))
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b04
 def sources(
     columns: Mapping[str, Sequence[Run]],  # title -> the records that fill it
 ) -> dict[tuple, dict[str, Any]]:          # (title, place) -> what the legend says, `mark` its letter
@@ -236,6 +235,11 @@ def sources(
                        "versions": run.versions, "budget": budget_note(runs), "data": run.data,
                        "memory": max((run.peak_memory or 0 for run in runs), default=0)}
     return legend
+
+
+def _marks(legend: Mapping[tuple, Mapping[str, Any]], task: str, runs: Iterable[Run]) -> tuple[str, ...]:
+    "The letters of the records of one cell."
+    return tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in runs))
 
 
 def _days(group: Sequence[Mapping[str, Any]]) -> str:
@@ -291,7 +295,7 @@ class Cell:
         "Whether the verdict is that the paper's value is elsewhere; only then is a distance coloured."
         return self.verdict.endswith(("differs", "far"))
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b05
 @dataclass(frozen=True)
 class Benchmark:
     "Table 2 as data."
@@ -322,31 +326,7 @@ def column_title(
         raise ValueError(f"Table 2 has no column for task {task!r}: choose among {', '.join(COLUMNS)}.")
     return f"{COLUMNS[name].title} ({backbone})" if backbone else COLUMNS[name].title
 
-
-def table2(
-    runs: Iterable[Run],                 # records, such as `Store().runs()`
-    tasks: Sequence[str] | None = None,  # the columns; None takes all six
-    profile: str = "paper",
-    seeds: Sequence[int] | None = None,  # None takes every seed there is
-) -> Benchmark:
-    "Set our records of both protocols beside the paper's table 2, cell by cell."
-    runs, titles = list(runs), {task: column_title(task) for task in (COLUMNS if tasks is None else tasks)}
-    found = {(task, protocol): kinds(runs, task, protocol, profile, seeds) for task in titles for protocol in PROTOCOLS}
-    chosen = {column: kind[0] if kind else [] for column, kind in found.items()}
-    legend = sources({title: [run for protocol in PROTOCOLS for run in chosen[task, protocol]] for task, title in titles.items()})
-    left_out = tuple(f"{titles[task]}, {PROTOCOLS[protocol]}: {len(records)} of {budget_note(records)}, data: {records[0].data['copy']}"
-                     for (task, protocol), others in found.items() for records in others[1:])
-    cells: dict[tuple[str, str, str], Cell] = {}
-    for (task, protocol), records in chosen.items():
-        cells |= _cells(task, protocol, records, legend)
-    pools = {(task, protocol): pooled(cells[strategy, task, protocol].best for strategy in TABLE2) for task, protocol in chosen}
-    beyond = {(strategy, task, protocol): tuple(run.best_accuracy for run in _counting(run for run in records if run.strategy == strategy)
-                                                if run.best_accuracy is not None)
-              for (task, protocol), records in chosen.items() for strategy in STRATEGIES
-              if strategy not in TABLE2 and any(run.strategy == strategy for run in records)}
-    return Benchmark(cells, chosen, pools, tuple(legend.values()), left_out, beyond)
-
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b07
 def _counting(runs: Iterable[Run]) -> list[Run]:
     "The runs that statistics are over, by seed: all but the paper's own seed, or that one where it is alone."
     runs = sorted(runs, key=lambda run: run.seed)
@@ -381,10 +361,32 @@ def _cells(task: str, protocol: str, runs: Sequence[Run], legend: Mapping[tuple,
             strategy, task, protocol, paper, values, final[strategy], tuple(run.seed for run in done[strategy]),
             None if own is None else (float(own.best_accuracy or 0), float(own.final_accuracy or 0)), word,
             _half(pool, n) if n else None, _half(pool_final, n) if n else None, bound(pool, n) if n and word != "at chance" else None,
-            origin_text([_origin(run) for run in mine]),
-            tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in mine)), sum(run.diverged for run in mine),
-            strategy in several)
+            origin_text([_origin(run) for run in mine]), _marks(legend, task, mine), sum(run.diverged for run in mine), strategy in several)
     return cells
+
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b06
+def table2(
+    runs: Iterable[Run],                 # records, such as `Store().runs()`
+    tasks: Sequence[str] | None = None,  # the columns; None takes all six
+    profile: str = "paper",
+    seeds: Sequence[int] | None = None,  # None takes every seed there is
+) -> Benchmark:
+    "Set our records of both protocols beside the paper's table 2, cell by cell."
+    runs, titles = list(runs), {task: column_title(task) for task in (COLUMNS if tasks is None else tasks)}
+    found = {(task, protocol): kinds(runs, task, protocol, profile, seeds) for task in titles for protocol in PROTOCOLS}
+    chosen = {column: kind[0] if kind else [] for column, kind in found.items()}
+    legend = sources({title: [run for protocol in PROTOCOLS for run in chosen[task, protocol]] for task, title in titles.items()})
+    left_out = tuple(f"{titles[task]}, {PROTOCOLS[protocol]}: {len(records)} of {budget_note(records)}, data: {records[0].data['copy']}"
+                     for (task, protocol), others in found.items() for records in others[1:])
+    cells: dict[tuple[str, str, str], Cell] = {}
+    for (task, protocol), records in chosen.items():
+        cells |= _cells(task, protocol, records, legend)
+    pools = {(task, protocol): pooled(cells[strategy, task, protocol].best for strategy in TABLE2) for task, protocol in chosen}
+    beyond = {(strategy, task, protocol): tuple(run.best_accuracy for run in _counting(run for run in records if run.strategy == strategy)
+                                                if run.best_accuracy is not None)
+              for (task, protocol), records in chosen.items() for strategy in STRATEGIES
+              if strategy not in TABLE2 and any(run.strategy == strategy for run in records)}
+    return Benchmark(cells, chosen, pools, tuple(legend.values()), left_out, beyond)
 
 # %% ../../nbs/2_evidence/06_tables.ipynb #13_report-055
 class Measures(NamedTuple):
@@ -434,107 +436,6 @@ def column_measures(
         *table.pools[task, protocol])
 
 # %% ../../nbs/2_evidence/06_tables.ipynb #13_report-033
-_OURS = [f"{title}<code><span>--protocol {protocol}</span></code>" for protocol, title in PROTOCOLS.items()]  # headings, HTML
-_WHO = {**{str(number): f"generation {number}" for number in range(1, 6)}, "SOTA": "the paper's own"}
-
-
-def _mark(word: str) -> str:
-    "A verdict as a word, with a mark whose shape says the same."
-    kind = word.split()[-1] if word.endswith((" near", " far")) else word.replace(" ", "-")
-    return f'<span class="v {kind}">{escape(word)}</span>'
-
-
-def _source(text: str, marks: Sequence[str]) -> str:
-    "Where a cell's records come from, with the letters of the legend."
-    several = " both" if "," in text else ""
-    text = escape(text).replace(" ", "&nbsp;").replace(",&nbsp;", ", ")
-    return f' <small class="s{several}">{text} <sup>{",".join(marks)}</sup></small>'
-
-
-def _bodies(rows: Mapping[str, str]) -> str:
-    "Rows by strategy; strategies of one generation share a tbody."
-    html, last = "", "none"
-    for strategy, cells in rows.items():
-        generation = GENERATION.get(strategy, "")
-        if generation != last:
-            html += ("</tbody>" if html else "") + "<tbody>"
-        name = escape(strategy).replace("+", "+<wbr>")
-        who = _WHO.get(generation, "not in the paper")
-        html += f'<tr><th scope="row" class="g{generation}">{name}<small>{who}</small></th>{cells}</tr>\n'
-        last = generation
-    return html + "</tbody>"
-
-
-def _heads(titles: Mapping[str, Sequence[str]]) -> str:
-    "Headings, HTML, each over the headings of its sub-columns: the paper's first, ours after it."
-    top = "".join(f'<th colspan="{len(parts)}" scope="colgroup">{title}</th>' for title, parts in titles.items())
-    below = "".join(f'<th scope="col"{"" if i else " class=" + chr(34) + "paper" + chr(34)}>{part}</th>'
-                    for parts in titles.values() for i, part in enumerate(parts))
-    return f'<thead><tr><th rowspan="2" scope="col">Strategy</th>{top}</tr><tr>{below}</tr></thead>'
-
-
-def _beneath(sentences: Iterable[str], rule: str, legend: Sequence[Mapping[str, Any]]) -> str:
-    "What was counted, the rule and the legend under a table."
-    counted = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    items = "".join(f"<li><b>{source['mark']}</b>{escape(source_text(source))}</li>" for source in legend)
-    return ((f'<ul class="counted">{counted}</ul>' if counted else "") + f'<p class="rule">{escape(rule)}</p>'
-            + (f'<ul class="sources">{items}</ul>' if items else ""))
-
-
-def _notes(columns: Mapping[str, Sequence[Run]]) -> str:
-    "The budget that both protocols' records share, or each one's."
-    notes = {protocol: budget_note(runs) for protocol, runs in columns.items() if runs}
-    if len(set(notes.values())) < 2:
-        return next(iter(notes.values()), "no record")
-    return "; ".join(f"{PROTOCOLS[protocol]}: {note}" for protocol, note in notes.items())
-
-
-def _command(task: str, runs: Sequence[Run]) -> str:
-    "What fills a column."
-    words = ["dals train", f"--task {escape(runs[0].task if runs else task)}"]
-    if runs and runs[0].profile != "paper":
-        words.append(f"--profile {runs[0].profile}")
-    return "<code>" + " ".join(f"<span>{word}</span>" for word in words) + "</code>"
-
-
-def _give(half: float | None) -> str:
-    "A half-width behind a mean, or nothing."
-    return "" if half is None else f" ± {half:.2f}"
-
-
-def _signed(difference: float | None) -> str:
-    "A difference with its sign, minus as a minus."
-    return f"{difference or 0:+.2f}".replace("-", "−")
-
-
-def _cell_html(cell: Cell) -> str:
-    "Our mean with interval, the last epoch, the paper's own seed, the distance with its bound, verdict and source."
-    lost = (f", {cell.diverged} diverged" if cell.diverged else "") + ", of code that changed" * cell.mixed
-    beside = f"<small>seed {PAPER_SEED}: {cell.own[0]:.2f}</small>" if cell.own and cell.seeds != (PAPER_SEED,) else ""
-    if not cell.best:
-        source = f"<small>{lost[2:]}</small>{beside}{_source(cell.source, cell.marks)}" if lost else ""
-        return f"<td>{_mark(cell.verdict)}{source}</td>"
-    n = f"seed {PAPER_SEED} alone" if cell.seeds == (PAPER_SEED,) else f"n = {len(cell.seeds)}"
-    seeds = ", ".join(f"seed {seed}: {best:.2f}, final {final:.2f}"
-                      for seed, best, final in zip(cell.seeds, cell.best, cell.final, strict=True))
-    if beside and cell.own:
-        seeds += f"; seed {PAPER_SEED}: {cell.own[0]:.2f}, final {cell.own[1]:.2f}"
-    allowed = "" if cell.bound is None else f", bound {cell.bound:.2f}"
-    distance = f'<small class="d{" off" if cell.off else ""}">{_signed(cell.difference)}{allowed}</small>'
-    return (f'<td title="{seeds}"><b>{statistics.fmean(cell.best):.2f}</b>{_give(cell.half)}<small>{n}{lost}</small>'
-            f"<small>final {statistics.fmean(cell.final):.2f}{_give(cell.half_final)}</small>{beside}{distance}"
-            f"{_mark(cell.verdict)}{_source(cell.source, cell.marks)}</td>")
-
-
-def _beyond_html(table: Benchmark, strategy: str, task: str, protocol: str) -> str:
-    "Our mean for a strategy that the paper does not have, with its interval from the column's pool; no verdict, for there is no claim."
-    values = table.beyond.get((strategy, task, protocol))
-    if not values:
-        return f"<td>{_mark('not run')}</td>"
-    return (f"<td><b>{statistics.fmean(values):.2f}</b>{_give(_half(table.pools[task, protocol], len(values)))}"
-            f"<small>n = {len(values)}</small></td>")
-
-
 def _behind(unlike: Sequence[str]) -> str:
     "What makes a column another than the paper's, behind its title."
     return f" ({' and '.join(unlike)})" if unlike else ""
@@ -571,7 +472,7 @@ def _spread(table: Benchmark, task: str, protocol: str, word: str) -> str:
     agree = sum(verdict(cell.paper, cell.best, rest) == "agrees" for cell in judged)
     return f"{said}; with a pool that leaves out {wild}, {rest.sd:.2f}, {agree} {word}"
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b08
 def table2_sentences(
     table: Benchmark,
 ) -> list[str]:  # one per task and protocol that has a mean
@@ -597,7 +498,7 @@ def table2_sentences(
         said.append(f"{title}: {'; '.join(parts)}.")
     return said
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b09
 def _equal_runs(runs: Sequence[Run]) -> list[tuple[str, str, int]]:
     "Pairs of strategies whose runs are equal in loss and accuracy after every epoch, in all common seeds, and how many these are."
     paths: dict[str, dict[int, list]] = defaultdict(dict)
@@ -636,46 +537,113 @@ def table2_notes(
                        f"protocols.{chosen}")
     return [*said, *table.code]
 
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b10
+_WHO = {**{str(number): f"generation {number}" for number in range(1, 6)}, "SOTA": "the paper's own"}
 
-def _pool_html(table: Benchmark, task: str, protocol: str) -> str:
-    "What stands above a column of ours: pool, degrees of freedom, and whether it carries information."
-    if not table.chosen[task, protocol]:
-        return ""
-    sd, df = table.pools[task, protocol]
-    spread = f"s<sub>p</sub> = {sd:.2f}, df = {df}" if df else "df = 0"
-    few = f"{spread}: too few seeds" if df < LEAST_DF else spread
-    chance = _chance_text(table, task, protocol, column_measures(table, task, protocol))
-    return f"<small>{few}</small>" + (f'<small class="chance">{escape(chance)}</small>' if chance else "")
+
+def _by_generation(rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    "Rows by strategy, in groups of one generation each."
+    groups = itertools.groupby(rows, lambda strategy: GENERATION.get(strategy, ""))
+    return [(generation, [{"strategy": name, "who": _WHO.get(generation, "not in the paper"), "cells": rows[name]} for name in names])
+            for generation, names in groups]
+
+
+def _notes(columns: Mapping[str, Sequence[Run]]) -> str:
+    "The budget that both protocols' records share, or each one's."
+    notes = {protocol: budget_note(runs) for protocol, runs in columns.items() if runs}
+    if len(set(notes.values())) < 2:
+        return next(iter(notes.values()), "no record")
+    return "; ".join(f"{PROTOCOLS[protocol]}: {note}" for protocol, note in notes.items())
+
+
+def _command(task: str, runs: Sequence[Run]) -> list[str]:
+    "What fills a column, in the pieces at which a line may break."
+    profile = [f"--profile {runs[0].profile}"] if runs and runs[0].profile != "paper" else []
+    return ["dals train", f"--task {runs[0].task if runs else task}", *profile]
+
+
+def _give(half: float | None) -> str:
+    "A half-width behind a mean, or nothing."
+    return "" if half is None else f" ± {half:.2f}"
+
+
+def _signed(difference: float | None) -> str:
+    "A difference with its sign, minus as a minus."
+    return f"{difference or 0:+.2f}".replace("-", "−")
+
+
+def _legend(legend: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    "Letters and their lines."
+    return [(source["mark"], source_text(source)) for source in legend]
+
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b11
+def _seed_words(cell: Cell) -> str:
+    "Every seed behind a cell, best and last epoch."
+    own = [] if cell.own is None or cell.seeds == (PAPER_SEED,) else [f"seed {PAPER_SEED}: {cell.own[0]:.2f}, final {cell.own[1]:.2f}"]
+    seeds = ", ".join(f"seed {seed}: {best:.2f}, final {final:.2f}"
+                      for seed, best, final in zip(cell.seeds, cell.best, cell.final, strict=True))
+    return "; ".join([seeds, *own])
+
+
+def _cell_words(cell: Cell) -> dict[str, Any]:
+    "A cell as texts: our mean with its interval, the last epoch, the paper's own seed, the distance with its bound, verdict and source."
+    lost = [f"{cell.diverged} diverged"] * bool(cell.diverged) + ["of code that changed"] * cell.mixed
+    own = f"seed {PAPER_SEED}: {cell.own[0]:.2f}" if cell.own and cell.seeds != (PAPER_SEED,) else ""
+    words = {"verdict": cell.verdict, "lost": ", ".join(lost), "own": own, "source": cell.source, "marks": cell.marks, "mean": ""}
+    if not cell.best:
+        return words
+    n = f"seed {PAPER_SEED} alone" if cell.seeds == (PAPER_SEED,) else f"n = {len(cell.seeds)}"
+    allowed = "" if cell.bound is None else f", bound {cell.bound:.2f}"
+    return {**words, "mean": f"{statistics.fmean(cell.best):.2f}", "half": _give(cell.half), "n": ", ".join([n, *lost]),
+            "final": f"{statistics.fmean(cell.final):.2f}{_give(cell.half_final)}", "distance": f"{_signed(cell.difference)}{allowed}",
+            "off": cell.off, "seeds": _seed_words(cell)}
+
+
+def _beyond_words(table: Benchmark, strategy: str, task: str, protocol: str) -> dict[str, Any]:
+    "Our mean for a strategy that the paper does not have, with its interval from the column's pool; no verdict, for there is no claim."
+    values = table.beyond.get((strategy, task, protocol))
+    if not values:
+        return {"verdict": "not run", "mean": "", "lost": ""}
+    half = _half(table.pools[task, protocol], len(values))
+    return {"mean": f"{statistics.fmean(values):.2f}", "half": _give(half), "n": f"n = {len(values)}",
+            **dict.fromkeys(("verdict", "final", "own", "distance", "source", "seeds"), "")}
+
+
+def _column_words(table: Benchmark, task: str) -> dict[str, Any]:
+    "What stands above a task: title, budget and command, and for each protocol the pool and whether it carries information."
+    runs, ours = {protocol: table.chosen[task, protocol] for protocol in PROTOCOLS}, []
+    for protocol, title in PROTOCOLS.items():
+        sd, df = table.pools[task, protocol]
+        chance = _chance_text(table, task, protocol, column_measures(table, task, protocol)) if runs[protocol] else ""
+        ours.append({"title": title, "protocol": protocol, "chance": chance, "sd": f"{sd:.2f}" if df else "",
+                     "pool": f"df = {df}{': too few seeds' if df < LEAST_DF else ''}" if runs[protocol] else ""})
+    return {"title": column_title(task), "note": _notes(runs), "other": task.split("+")[0] in OTHER_DATA, "ours": ours,
+            "command": _command(task, next(filter(None, runs.values()), []))}
+
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b12
+_ABOUT2 = (
+    "Test accuracy in percent: the paper's single run, and the mean of our n seeds ± the half-width of its 95 % interval from "
+    "the column's pooled spread, under protocol released, which does what the code behind the paper did, and under protocol "
+    "paper, which does what the text says. Beneath: the last epoch, and our mean minus the paper's value with the bound that it "
+    "is held against. The paper reports the best epoch, picked on the test set, so ours in bold is the best epoch too. "
+    f"Seed {PAPER_SEED} is the paper's own: it is shown beside and counts only where it is alone.")
 
 
 def table2_html(
     table: Benchmark,
 ) -> str:  # a fragment, for `save_table`
     "Table 2 as HTML: per task the paper and both protocols with verdicts and sources, what was counted, the rule and the legend beneath."
-    heads, rows = {}, dict.fromkeys(TABLE2, "")
-    for task in table.tasks:
-        columns = {protocol: table.chosen[task, protocol] for protocol in PROTOCOLS}
-        command = _command(task, next(filter(None, columns.values()), []))
-        other = "<small>not the data of the published column</small>" if task.split("+")[0] in OTHER_DATA else ""
-        heads[f"{escape(column_title(task))}<small>{escape(_notes(columns))}</small>{other}{command}"] = [
-            "paper", *(head + _pool_html(table, task, protocol) for head, protocol in zip(_OURS, PROTOCOLS, strict=True))]
-        for strategy in TABLE2:
-            cells = [table.cells[strategy, task, protocol] for protocol in PROTOCOLS]
-            rows[strategy] += f'<td class="paper">{cells[0].paper:.1f}</td>' + "".join(map(_cell_html, cells))
+    rows: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {}
+    for strategy in TABLE2:
+        both = [[table.cells[strategy, task, protocol] for protocol in PROTOCOLS] for task in table.tasks]
+        rows[strategy] = [(f"{cells[0].paper:.1f}", [_cell_words(cell) for cell in cells]) for cells in both]
     for strategy in dict.fromkeys(strategy for strategy, _, _ in table.beyond):
-        ours = ["".join(_beyond_html(table, strategy, task, protocol) for protocol in PROTOCOLS) for task in table.tasks]
-        rows[strategy] = "".join(f'<td class="paper"></td>{each}' for each in ours)
-    caption = ("Test accuracy in percent: the paper's single run, and the mean of our n seeds ± the half-width of its 95 % interval from "
-               "the column's pooled spread, under protocol released, which does what the code behind the paper did, and under protocol "
-               "paper, which does what the text says. Beneath: the last epoch, and our mean minus the paper's value with the bound that it "
-               "is held against. The paper reports the best epoch, picked on the test set, so ours in bold is the best epoch too. "
-               f"Seed {PAPER_SEED} is the paper's own: it is shown beside and counts only where it is alone.")
-    left_out = f"Records of another kind, not shown: {'; '.join(table.left_out)}." if table.left_out else ""
-    return (scrolling(f"<table>{_caption(caption)}{_heads(heads)}{_bodies(rows)}</table>", "Table 2, scrolls sideways")
-            + _beneath([*table2_sentences(table), *table2_notes(table)], RULE, table.legend)
-            + f'<p class="rule">{escape(left_out)}</p>' * bool(left_out))
+        rows[strategy] = [("", [_beyond_words(table, strategy, task, protocol) for protocol in PROTOCOLS]) for task in table.tasks]
+    return filled("table2.html", "dals.paper", title=_ABOUT2, columns=[_column_words(table, task) for task in table.tasks],
+                  groups=_by_generation(rows), sentences=[*table2_sentences(table), *table2_notes(table)], rule=RULE,
+                  legend=_legend(table.legend), left_out=table.left_out)
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b13
 def table2_rows(
     table: Benchmark,
 ) -> list[dict[str, Any]]:  # one per cell
@@ -736,6 +704,30 @@ class Convergence:
     code: tuple[str, ...]               # what a reader must know about the code behind them
     legend: tuple[dict[str, Any], ...]
 
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b15
+def _values(runs: Iterable[Run], strategy: str, what: str) -> list[tuple[Run, float]]:
+    "Records of a strategy and their epochs to a level, infinite where it was never reached, or their times where SGDR has one beside them."
+    runs = list(runs)
+    mine = [run for run in runs if run.strategy == strategy]
+    if what != "time":
+        return [(run, float(run.epochs_to[what] or "inf")) for run in mine]
+    sgdr = {(run.seed, run.device): run.seconds for run in runs if run.strategy == "SGDR"}
+    return [(run, run.seconds / beside) for run in mine if (beside := sgdr.get((run.seed, run.device)))]
+
+
+def _pace(strategy: str, what: str, found: Mapping[str, list[tuple[Run, float]]], marks: Mapping[str, tuple[str, ...]]) -> Pace:
+    "One cell of table 3, from the values of its records by protocol."
+    published, released = TABLE3[strategy], found["released"]
+    paper = published["seconds"] / TABLE3["SGDR"]["seconds"] if what == "time" else published[what]
+    own = next((value for run, value in released if run.seed == PAPER_SEED), None)
+    word = verdict_epochs(paper, own) if what != "time" else "not judged" if released else "not run"
+    ours = {}
+    for protocol, pairs in found.items():
+        values = {run.seed: value for run, value in pairs}
+        ours[protocol] = {run.seed: values[run.seed] for run in _counting(run for run, _ in pairs)}
+    return Pace(strategy, what, paper, own, ours, word,
+                {protocol: origin_text([_origin(run) for run, _ in pairs]) for protocol, pairs in found.items()}, dict(marks))
+
 
 def table3(
     runs: Iterable[Run],                 # records, such as `Store().runs()`
@@ -746,33 +738,15 @@ def table3(
     "Set our epochs to each level, and our times as multiples of SGDR's, beside the paper's table 3."
     runs = [run for run in runs if run.strategy in TABLE3]
     chosen = {protocol: next(iter(kinds(runs, task, protocol, profile, seeds)), []) for protocol in PROTOCOLS}
-    legend = sources({column_title(task): [run for records in chosen.values() for run in records]})
-    sgdr = {(run.protocol, run.seed, run.device): run.seconds for records in chosen.values() for run in records if run.strategy == "SGDR"}
+    everything = [run for records in chosen.values() for run in records]
+    legend, cells = sources({column_title(task): everything}), {}
+    for strategy, what in itertools.product(TABLE3, (*LEVELS, "time")):
+        found = {protocol: _values(records, strategy, what) for protocol, records in chosen.items()}
+        marks = {protocol: _marks(legend, task, (run for run, _ in pairs)) for protocol, pairs in found.items()}
+        cells[strategy, what] = _pace(strategy, what, found, marks)
+    return Convergence(cells, _notes(chosen), tuple(code_sentences(everything)), tuple(legend.values()))
 
-    def measured(run: Run, what: str) -> float | None:
-        if what != "time":
-            return float(run.epochs_to[what] or "inf")
-        beside = sgdr.get((run.protocol, run.seed, run.device))
-        return run.seconds / beside if beside else None
-
-    cells = {}
-    for strategy, published in TABLE3.items():
-        for what in (*LEVELS, "time"):
-            paper = published["seconds"] / TABLE3["SGDR"]["seconds"] if what == "time" else published[what]
-            mine = {protocol: [run for run in records if run.strategy == strategy and measured(run, what) is not None]
-                    for protocol, records in chosen.items()}
-            own = next((measured(run, what) for run in mine["released"] if run.seed == PAPER_SEED), None)
-            cells[strategy, what] = Pace(
-                strategy, what, paper, own,
-                {protocol: {run.seed: measured(run, what) or 0.0 for run in _counting(records)} for protocol, records in mine.items()},
-                verdict_epochs(paper, own) if what != "time" else "not judged" if mine["released"] else "not run",
-                {protocol: origin_text([_origin(run) for run in records]) for protocol, records in mine.items()},
-                {protocol: tuple(dict.fromkeys(legend[column_title(task), _place(run)]["mark"] for run in records))
-                 for protocol, records in mine.items()})
-    code = code_sentences(run for records in chosen.values() for run in records)
-    return Convergence(cells, _notes(chosen), tuple(code), tuple(legend.values()))
-
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b16
 def _shown(value: float, what: str) -> str:
     "An epoch, or a multiple of SGDR's time."
     return "never" if value == float("inf") else f"{value:.2f}" if what == "time" else f"{value:g}"
@@ -788,24 +762,20 @@ def _seeds_text(cell: Pace, protocol: str) -> str:
     return f"{_shown(min(values.values()), cell.what)} to {_shown(max(values.values()), cell.what)}, n = {len(values)}"
 
 
-def _pace_html(cell: Pace) -> str:
-    "The paper's number; released: the paper's seed with its verdict, and the median; text: the median."
-    ours = {}
-    for protocol, values in cell.ours.items():
+def _pace_words(cell: Pace) -> tuple[str, list[dict[str, Any]]]:
+    "The paper's number, and for each protocol: the paper's seed with its verdict where it is judged, the median, and the seeds behind it."
+    ours: list[dict[str, Any]] = []
+    for protocol in PROTOCOLS if cell.what != "time" else ("released",):
+        values, judged = cell.ours[protocol], protocol == "released" and cell.what != "time"
         if not values:
-            ours[protocol] = _mark("not run")
+            ours.append({"source": ""})
             continue
-        source, seeds = _source(cell.source[protocol], cell.marks[protocol]), _seeds_text(cell, protocol)
-        median = _shown(statistics.median(values.values()), cell.what)
-        if protocol == "released" and cell.what != "time":
-            own = "" if cell.own is None else f"<b>{_shown(cell.own, cell.what)}</b> "
-            others = "" if set(values) == {PAPER_SEED} else f"<small>median {median}, {seeds}</small>"
-            ours[protocol] = f"{own}<small>seed {PAPER_SEED}</small>{_mark(cell.verdict)}{source}{others}"
-        else:
-            unjudged = _mark(cell.verdict) if cell.what == "time" else ""
-            ours[protocol] = f"<b>{median}</b><small>median, {seeds}</small>{unjudged}{source}"
-    shown = ours.values() if cell.what != "time" else [ours["released"]]
-    return f'<td class="paper">{_shown(cell.paper, cell.what)}</td>' + "".join(f"<td>{text}</td>" for text in shown)
+        others = "" if judged and set(values) == {PAPER_SEED} else _seeds_text(cell, protocol)
+        ours.append({"source": cell.source[protocol], "marks": cell.marks[protocol], "judged": judged, "others": others,
+                     "median": _shown(statistics.median(values.values()), cell.what),
+                     "own": _shown(cell.own, cell.what) if judged and cell.own is not None else "",
+                     "verdict": cell.verdict if judged or cell.what == "time" else ""})
+    return _shown(cell.paper, cell.what), ours
 
 
 def table3_sentences(
@@ -824,18 +794,19 @@ def table3_sentences(
             said.append(f"Under {title} the median over our seeds is the paper's number in {equal} of {len(medians)} entries.")
     return [*said, *table.code]
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b17
 def table3_html(
     table: Convergence,
 ) -> str:  # a fragment, for `save_table`
     "Table 3 as HTML: the paper, seed 42 with its verdict, both medians; what was counted, the rule and the legend beneath."
-    heads = {f"Epoch to {level} %": ["paper", *_OURS] for level in LEVELS} | {"Time, SGDR = 1": ["paper", _OURS[0]]}
-    rows = {strategy: "".join(_pace_html(table.cells[strategy, what]) for what in (*LEVELS, "time")) for strategy in TABLE3}
-    caption = (f"The first epoch whose test accuracy reaches a level, on task synthetic-released ({table.note}): the paper's run; "
-               f"ours at its seed, {PAPER_SEED}, under protocol released; and under both protocols the median of our n other seeds, "
-               "with their range. Filled by dals train --task synthetic-released.")
-    return (scrolling(f"<table>{_caption(caption)}{_heads(heads)}{_bodies(rows)}</table>", "Table 3, scrolls sideways")
-            + _beneath(table3_sentences(table), RULE3, table.legend))
+    ours = [(title, protocol) for protocol, title in PROTOCOLS.items()]
+    rows = {strategy: [_pace_words(table.cells[strategy, what]) for what in (*LEVELS, "time")] for strategy in TABLE3}
+    title = (f"The first epoch whose test accuracy reaches a level, on task synthetic-released ({table.note}): the paper's run; "
+             f"ours at its seed, {PAPER_SEED}, under protocol released; and under both protocols the median of our n other seeds, "
+             "with their range. Filled by dals train --task synthetic-released.")
+    return filled("table3.html", "dals.paper", title=title, seed=PAPER_SEED, groups=_by_generation(rows), sentences=table3_sentences(table),
+                  columns=[*((f"Epoch to {level} %", ours) for level in LEVELS), ("Time, SGDR = 1", ours[:1])], rule=RULE3,
+                  legend=_legend(table.legend))
 
 
 def table3_rows(
