@@ -65,7 +65,7 @@ def pretrain(
 class World(NamedTuple):
     "Everything that one seed decides: the pretrained network and the two tasks."
     model: Net  # pretrained on the old task, with a fresh head for the new one
-    old_head: nn.Linear  # the head that the pretraining made
+    old_head: nn.Module  # the head that the pretraining made
     x: Tensor  # training inputs of the new task, (256, INPUTS)
     y: Tensor  # their labels, one in ten of them redrawn at random, (256,)
     test_x: Tensor  # test inputs, shared by both tasks, (500, INPUTS)
@@ -150,7 +150,8 @@ def fine_tune(
     log: dict[str, list[Tensor]] = {name: [] for name in ("loss", "new", "old", "lr", *start)}
     for step in range(steps):
         i = batches[..., step, :]
-        x, y, losses = w.x.take_along_dim(i[..., None], -2), w.y.take_along_dim(i, -1), []
+        x, y = w.x.take_along_dim(i[..., None], -2), w.y.take_along_dim(i, -1)
+        losses: list[Tensor] = []
 
         def closure(x: Tensor = x, y: Tensor = y, losses: list[Tensor] = losses) -> Tensor:
             optimizer.zero_grad()
@@ -208,11 +209,11 @@ class Stacked(nn.Module):
     "The same linear layer of several networks, side by side; the leading axis says whose."
     def __init__(
         self,
-        layers: Sequence[nn.Linear],
+        layers: Sequence[nn.Module],
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+        pairs = zip(*(layer.parameters() for layer in layers), strict=True)
+        self.weight, self.bias = (nn.Parameter(torch.stack(each).detach()) for each in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
         "For inputs (worlds, n, inputs), or (n, inputs) that all share."
