@@ -20,7 +20,9 @@ import dals.lab.store
 from dals.paper.claims import OPEN, PARTS, rulings, standing
 from dals.cli import main, total
 from dals.lab.plans import by_worth, expected, prices, shared_time
-from dals.lab.store import key_of, Store
+from dals.lab.records import Config
+from dals.lab.store import Store
+from dals.lab.training import settings
 from dals.lab.sweep import duration, run_one
 from dals.lab.tasks import TASKS, Unavailable
 
@@ -50,8 +52,8 @@ def rows(out: str) -> dict[str, str]:
 
 
 def stored(record, strategy: str, seed: int, **more) -> None:
-    Store().put(replace(record, strategy=strategy, seed=seed, config={**dals.lab.store.settings(
-        {"task": record.task, "strategy": strategy, "protocol": record.protocol, "profile": record.profile}),
+    Store().put(replace(record, strategy=strategy, seed=seed, config={**settings(
+        Config(record.task, strategy, protocol=record.protocol, profile=record.profile)),
         "steps_per_epoch": record.config["steps_per_epoch"]}, **more))
 
 
@@ -185,7 +187,7 @@ def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, mo
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "5"]) == 0
     out = capsys.readouterr().out
     assert "not here: C8a on synthetic. synthetic is at the cleaner's: fetch it" in out
-    assert {config["task"] for config in swept} == {"synthetic-released"}
+    assert {config.task for config in swept} == {"synthetic-released"}
 
 
 def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch):
@@ -200,7 +202,7 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
             return 1e9 + 30 * len(started)
 
     def half_a_minute(config):
-        started.append(key_of(config))
+        started.append(config.key)
         return run_one(config)
 
     def threads(*args, **more):

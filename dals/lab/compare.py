@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from ..recipes.strategies import STRATEGIES, get_strategy, lookup
 from .intervals import binomial_se, summary, Summary
-from .store import Conflict, Key, Store, shown, write_new
+from .records import Config, Key
+from .store import Conflict, Store, shown, write_new
 from .sweep import duration, missing, run_one, sweep
 from .tasks import TASKS, Budget, Data, fingerprint, Split, Task, Unavailable
 from .training import find_device, planned, Run, seed_everything
@@ -419,7 +420,7 @@ def _arrived(source: str) -> Task:
 
 def run_from(
     source: str, # "/path/to/my_task.py:task", or the path of a pickled task
-    config: Mapping[str, Any], # as `run_one` takes it
+    config: Config, # of the run
 ) -> Run:
     "What a worker does: get the task, once per process, and run one config of it"
     with known_as_registered(_arrived(source)):
@@ -782,8 +783,7 @@ def benchmark(
         raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
     find_device(device)
     data = check(task, profile, protocol, names)
-    shared = {"task": task.name, "protocol": protocol, "profile": profile, "device": device, "fast": False}
-    configs: list[dict[str, Any]] = [{**shared, "strategy": name, "seed": seed} for seed in numbers for name in names]
+    configs = [Config(task.name, name, seed, protocol, profile, device=device, fast=False) for seed in numbers for name in names]
     with known_as_registered(task):
         _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
         try:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..lab.render import _caption, page, scrolling
-from ..lab.store import key_of, shown as told, Store, write_new
+from ..lab.records import Key
+from ..lab.store import shown as told, Store, write_new
 from ..lab.tasks import get_task
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, _mark, column_title
 
@@ -236,7 +237,7 @@ def _whole(low: int, high: int = 1_000_000) -> Kind:
 
 
 def _seed(value: Any) -> None:
-    key_of(("task", "paper", "paper", "DALS", value))
+    Key("task", "paper", "paper", "DALS", value).checked()
 
 
 def _named(names: Iterable[str]) -> Callable[[Any], None]:
