@@ -24,7 +24,7 @@ from dals.paper.published import CLAIMS, TABLE2
 from dals.lab.render import save_table
 from dals.lab.store import Store
 from dals.recipes.strategies import STRATEGIES
-from dals.lab.records import Run
+from dals.lab.records import Config, Run
 from dals.lab.training import settings
 
 ROOT = Path(__file__).parents[1]
@@ -728,7 +728,7 @@ def test_the_page_is_whole_and_shows_every_grade_beside_its_verdict(found, tmp_p
 
 def test_everything_on_the_page_is_escaped():
     nasty = "<b>&\"'"
-    config = {"task": nasty, "strategy": nasty, "seed": 0, "protocol": "released", "profile": "paper"}
+    config = Config(nasty, nasty, 0, "released")
     ruling = Ruling(PART["C8c"], PART["C8c"].grounds[0], OPEN, nasty, nasty, 3, (config,), 1)
     html = claims_html({"C8c": [ruling]})
     assert "<b>&" not in html and html.count("&lt;b&gt;&amp;") == 4

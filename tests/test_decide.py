@@ -130,13 +130,13 @@ def test_prices_equal_a_computation_by_hand(root, record, capsys):
 def test_a_task_without_records_costs_what_the_slowest_task_with_its_encoder_does(record):
     def run(task, seconds, **changes):
         return replace(record, task=task, profile="cpu", seconds=seconds, **changes)
-    config = {"task": "imdb+minilm-l6", "strategy": "Fixed SGD", "protocol": "released", "profile": "cpu"}
+    config = Config("imdb+minilm-l6", "Fixed SGD", protocol="released", profile="cpu")
     runs = [run("rte+minilm-l6", 90.0), run("trec6+minilm-l6", 90.0), run("synthetic", 1e6), run("cifar10+jpeg", 1e6)]
     slowest = 90 / ((1245 + 277 / 3) * 128) # of RTE; TREC-6 sees three epochs of 1,600 questions in that time
     assert expected([config], runs) == pytest.approx([slowest * (4000 + 500 / 3) * 64])
-    assert expected([{**config, "strategy": "SAM"}], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
+    assert expected([replace(config, strategy="SAM")], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
     assert expected([config], [*runs, run("imdb+minilm-l6", 60.0)]) == [60.0]
-    assert expected([config], runs[2:]) == [None] and expected([{**config, "task": "imdb"}], runs) == [None]
+    assert expected([config], runs[2:]) == [None] and expected([replace(config, task="imdb")], runs) == [None]
 
 
 def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
@@ -151,7 +151,7 @@ def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
         for i in at_work:
             by_second[i] += 1 / len(at_work)
     assert shares == pytest.approx(by_second) and sum(shares) == pytest.approx(31) # 0 to 30 and 50 to 51
-    config = {"task": record.task, "strategy": "Fixed SGD", "protocol": "released", "profile": "smoke"}
+    config = Config(record.task, "Fixed SGD", protocol="released", profile="smoke")
     assert prices([config], runs, "cuda") == pytest.approx([31 / 6]) and prices([config], runs, "cpu (E)") == [None]
 
 

@@ -4,11 +4,14 @@ import json
 import pydoc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import dals
 from dals.recipes.strategies import Registry
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NO_TORCH = """
 import sys
@@ -40,6 +43,21 @@ print("torch" in sys.modules)
 """)
     assert said.splitlines()[0] == "18 5.0" and said.splitlines()[-2:] == ["torch is blocked", "False"]
     assert "reproduce" in said and "usage: dals train" in said
+
+
+def test_records_are_read_and_kept_without_torch(tmp_path):
+    said = python(NO_TORCH + """
+from pathlib import Path
+from dals.lab.records import Config
+from dals.lab.store import Store
+store = Store(Path(sys.argv[1]), Path(sys.argv[2]))
+runs = store.runs("synthetic", "paper", "paper", "DALS")
+again = Store(sys.argv[2], sys.argv[2])
+path = again.put(runs[0])
+print(len(runs), store.path(Config("synthetic", "DALS", 0)) == path, again.runs() == runs[:1], store.unfinished(), "torch" in sys.modules)
+""", ROOT / "results", tmp_path)
+    number, rest = said.split(maxsplit=1)
+    assert int(number) >= 10 and rest.split() == ["True", "True", "({},", "{})", "False"]
 
 
 def test_every_name_is_what_its_module_makes_and_an_unknown_one_is_answered_with_those_there_are():
