@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,8 +40,8 @@ from dals.lab.plans import (
 )
 
 if TYPE_CHECKING:
-    from dals.lab.store import Key, Store
-    from dals.lab.training import Run
+    from dals.lab.records import Config, Key, Run
+    from dals.lab.store import Store
     from dals.paper.claims import Ruling
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-007
@@ -83,15 +83,15 @@ def parse_parameters(
     return values
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-011
-def _check_data(configs: Iterable[Mapping[str, Any]]) -> None:
+def _check_data(configs: Iterable["Config"]) -> None:
     "Refuses tasks whose data or backbone is not there."
-    for problem in absentees(config["task"] for config in configs).values():
+    for problem in absentees(config.task for config in configs).values():
         raise Refused(problem)
 
 
 def _missing(
-    configs: Sequence[Mapping[str, Any]], store: "Store", only_local: bool = False, again: bool = False,
-) -> list[dict[str, Any]]:
+    configs: Sequence["Config"], store: "Store", only_local: bool = False, again: bool = False,
+) -> list["Config"]:
     from dals.lab.store import Conflict
     from dals.lab.sweep import missing
     try:
@@ -134,7 +134,7 @@ def engine(
 
 def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
-    from dals.lab.store import blocked_by, code_notes, key_of, Store, StoreError
+    from dals.lab.store import blocked_by, code_notes, Store, StoreError
     from dals.lab.sweep import sweep
     store = Store()
     if problem := blocked_by(Path(store.local)):
@@ -155,7 +155,7 @@ def train(args: argparse.Namespace) -> int:
     if not todo:
         return 0
     _check_data(todo)
-    seconds = {key_of(config): second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
+    seconds = {config.key: second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
     with engine(args.engine, args.scheduler) as executor:
         store.prepare()
         return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds, minutes=args.minutes, again=args.again).failed else 0
@@ -172,7 +172,7 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
 
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
-    from dals.lab.store import code_notes, run_name, Store
+    from dals.lab.store import code_notes, Store
     from dals.recipes.strategies import get_protocol
     store, wanted = Store(), parse_seeds(args.seeds)
     try:
@@ -183,7 +183,7 @@ def status(args: argparse.Namespace) -> int:
     runs = [run for run in everything if (run.profile, run.protocol, run.variant) == (args.profile, args.protocol, None)]
     running, failed = store.unfinished(profile=args.profile, protocol=args.protocol)
     tasks = args.task or columns([run.task for run in runs] + [key.task for key in [*running, *failed]])
-    configs: list[dict[str, Any]] = []
+    configs: list[Config] = []
     untuned = []
     for task in tasks:
         try:
@@ -215,18 +215,18 @@ def status(args: argparse.Namespace) -> int:
     for task in tasks:
         done = {(run.strategy, run.seed) for run in runs if run.task == task}
         full = {strategy for strategy in having if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
-        todo = [config for config in configs if config["task"] == task and config["strategy"] not in full
-                and (config["strategy"], config["seed"]) not in done]
+        todo = [config for config in configs if config.task == task and config.strategy not in full
+                and (config.strategy, config.seed) not in done]
         local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
         print(f"{task}: {len(full)} of {len(having)} cells complete, {counted(len(done), 'run')}, {local} of them local"
               + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
               + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
     for key, where in running.items():
         if key.task in tasks:
-            print(f"at work: {run_name(key)}, {where}")
+            print(f"at work: {key}, {where}")
     for key, reason in failed.items():
         if key.task in tasks:
-            print(f"failed: {run_name(key)}: {reason}")
+            print(f"failed: {key}: {reason}")
     for note in code_notes(run for run in runs if run.task in tasks):
         print(f"note: {note}")
     return 0
@@ -301,8 +301,7 @@ def lacks(
 ) -> list["Key"]: # none where its answer would not count
     "The runs that would settle it."
     from dals.paper.claims import BESIDE, OPEN
-    from dals.lab.store import key_of
-    return [key_of(config) for config in ruling.lacking] if ruling.verdict == OPEN and ruling.grade != BESIDE else []
+    return [config.key for config in ruling.lacking] if ruling.verdict == OPEN and ruling.grade != BESIDE else []
 
 
 def screen(
@@ -346,7 +345,7 @@ _PLURAL = {"holds": "hold", "does not hold": "do not hold", "open": "open", "no 
 class Agenda:
     "What open questions lack, and in which order it is run."
     order: list[tuple[tuple[str, Any], list["Key"]]] # part and ground -> runs that those before it left over, best first
-    todo: list[dict[str, Any]] # the configs of all of them, in that order
+    todo: list["Config"] # the configs of all of them, in that order
     here: Mapping["Key", float | None] # seconds of each run
     absent: dict[str, str] # task that cannot be run here -> the reason
     barred: dict[str, list[str]] # such a task -> the parts that ask for it
@@ -354,10 +353,9 @@ class Agenda:
 
     def lines(self, minutes: float | None) -> Iterator[str]:
         "The agenda in words."
-        from dals.lab.store import key_of
         parts = len({name for (name, _), _ in self.order})
         yield (f"{counted(len(self.todo), 'run')} to do for {counted(len(self.order), 'open question')} of {counted(parts, 'part')}"
-               + (f", {total(self.here[key_of(config)] for config in self.todo)}" if self.todo else "")
+               + (f", {total(self.here[config.key] for config in self.todo)}" if self.todo else "")
                + (f", none started after {_minutes(minutes)}" if self.todo and minutes else ""))
         spent: list[float | None] = []
         told: set[str] = set()
@@ -383,7 +381,7 @@ def _minutes(minutes: float) -> str:
 def agenda(
     found: Mapping[str, Sequence["Ruling"]], # part -> its rulings
     names: Iterable[str], # the parts that are open
-    configs: Mapping["Key", dict[str, Any]], # of every run that a ruling lacks
+    configs: Mapping["Key", "Config"], # of every run that a ruling lacks
     here: Mapping["Key", float | None], # what each costs on this machine, in seconds
     absent: dict[str, str], # task that cannot be run here -> the reason
     store: "Store", # where finished runs are
@@ -401,7 +399,7 @@ def agenda(
 def decide(args: argparse.Namespace) -> int:
     "Show what each part of each claim lacks, and run what decides the most per minute."
     from dals.paper.claims import OPEN, PARTS, VERDICTS, rulings, standing
-    from dals.lab.store import key_of, Store
+    from dals.lab.store import Store
     from dals.lab.sweep import sweep
     from dals.lab.training import device_name, find_device
     names = {part.name: part.claim for part in PARTS}
@@ -415,7 +413,7 @@ def decide(args: argparse.Namespace) -> int:
     store = Store()
     runs = store.runs(variant="*")
     found = rulings(runs, profile, chosen)
-    configs = {key_of(config): {**config, "device": args.device, "fast": args.fast}
+    configs = {config.key: replace(config, device=args.device, fast=args.fast)
                for row in found.values() for ruling in row for config in ruling.lacking}
     here, gpu = (dict(zip(configs, prices([*configs.values()], runs, device, args.jobs), strict=True)) for device in (place, "cuda"))
     absent = absentees(key.task for key in configs)
@@ -441,7 +439,7 @@ def decide(args: argparse.Namespace) -> int:
         print("with --minutes N they are run, best first")
         return 0
     store.prepare()
-    seconds = {key_of(config): second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
+    seconds = {config.key: second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
     swept = sweep(work.todo, store, args.jobs, expected=seconds, minutes=args.minutes)
     after = rulings(store.runs(variant="*"), profile, open_ones)
     print("part  before  now")
@@ -654,6 +652,7 @@ def compare(
 def verify(args: argparse.Namespace) -> int:
     "Run stored records again, picked at random among those that this machine can repeat soon, and compare."
     import torch
+    from dals.lab.records import Config
     from dals.lab.store import Store
     from dals.lab.sweep import duration, run_one
     from dals.lab.tasks import TASKS
@@ -677,9 +676,9 @@ def verify(args: argparse.Namespace) -> int:
     try:
         for number, record in enumerate(picked, 1):
             torch.set_num_threads(record.threads)
-            config = {part: getattr(record, part) for part in ("task", "strategy", "seed", "protocol", "profile")}
             fast = record.compiled or record.precision != "float32"
-            agrees, text = compare(record, run_one({**config, "overrides": record.config["overrides"], "fast": fast}))
+            agrees, text = compare(record, run_one(Config(record.task, record.strategy, record.seed, record.protocol, record.profile,
+                                                          record.config["overrides"], fast=fast)))
             wrong += not agrees
             print(f"[{number}/{len(picked)}] {record.task} {record.strategy}, seed {record.seed}: {text}" + ("" if agrees else "; TOO FAR"))
     finally:
@@ -716,7 +715,7 @@ def tune(args: argparse.Namespace) -> int:
     from dals.lab.tuning import multiple, rates, tune as searched
     configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
     _check_data(configs)
-    names = [config["strategy"] for config in configs]
+    names = [config.strategy for config in configs]
     found = searched(args.task, names, Store(), profile=args.profile, device=args.device, fast=args.fast, jobs=args.jobs)
     width = max(map(len, names))
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")

@@ -26,6 +26,7 @@ from dals.cli import main, parser
 from dals.lab.plans import columns, cost, expected, parse_seeds, plan, seeds_text
 from dals.recipes.released import VARIANTS
 from dals.paper.page import check_parameters
+from dals.lab.records import Key
 from dals.lab.store import claimed, Store
 from dals.lab.sweep import run_one
 from dals.recipes.strategies import STRATEGIES
@@ -213,7 +214,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
     assert main(["train", "--task", "synthetic", "--strategy", "DALS", "--profile", "smoke", "--jobs", "1"]) == 0
     record, = Store().runs()
     asked = []
-    monkeypatch.setattr("dals.lab.sweep.run_one", lambda config: asked.append(config["fast"]) or record)
+    monkeypatch.setattr("dals.lab.sweep.run_one", lambda config: asked.append(config.fast) or record)
     for changes in ({}, {"precision": "bfloat16"}, {"compiled": True}):
         Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}), encoding="utf-8")
         assert main(["verify", "-n", "1"]) == 0
@@ -255,8 +256,8 @@ def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     published.write_text("{", encoding="utf-8")
     assert main(["status", "--profile", "smoke", "--task", "synthetic"]) == 0
     out, err = capsys.readouterr()
-    assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged, was set aside" in err
-    assert published.with_name("42.json.damaged").read_text(encoding="utf-8") == "{"
+    assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged and counts as not done" in err
+    assert published.read_text(encoding="utf-8") == "{"
 
 
 def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypatch):
@@ -303,7 +304,7 @@ def test_status_tells_complete_from_partial_running_failed_and_missing(root, cap
     store.put(diverged)
 
     def key(strategy, seed):
-        return ("synthetic", "smoke", "paper", strategy, seed)
+        return Key("synthetic", "smoke", "paper", strategy, seed)
     for strategy, seed, text in (("Adam", 0, "ArithmeticError: the rate is on fire\nTraceback"), ("Lion", 1, "OSError: no room"),
                                  ("DALS", 0, "OSError: an old story, there is a record")):
         path = store.path(key(strategy, seed)).with_suffix(".failed")
