@@ -13,7 +13,7 @@ __all__ = ['HOLDS', 'FAILS', 'OPEN', 'NOTHING', 'VERDICTS', 'OWN', 'STANDIN', 'C
            'deeper_from_scratch', 'want_of_features', 'second_decay', 'worse_from_scratch', 'family_leads',
            'families_in_table2', 'steadier_in_three', 'steadier_in_five', 'steadier_than_most', 'steadier_here',
            'harmful', 'competitive', 'competitive_in_table2', 'front', 'front_in_the_tables', 'shown', 'in_short',
-           'claims_html', 'claims_rows']
+           'claims_html', 'claims_verdict', 'claims_rows']
 
 # %% ../../nbs/2_evidence/07_claims.ipynb #16_claims-002
 from bisect import bisect_left
@@ -1115,17 +1115,36 @@ def _claim_words(claim: str, rows: Sequence[Ruling], found: Mapping[str, Sequenc
             "parts": parts, "rows": sum(len(shown(found[ruling.part.name])) for ruling in rows)}
 
 
+def _votes(stand: Mapping[str, Sequence[Ruling]]) -> list[Ruling]:
+    "The rulings that count for their claims."
+    return [ruling for rows in stand.values() for ruling in rows if ruling.ground and ruling.part.votes]
+
+
 def claims_html(
     found: Mapping[str, Sequence[Ruling]], # what `rulings` returned
 ) -> str: # a fragment, for `save_table`
     "All claims as HTML: claim, part, rule, verdict, grade, evidence and missing runs, the rules for all beneath."
     stand = by_claim(found)
-    counted = Counter(ruling.verdict for rows in stand.values() for ruling in rows if ruling.ground and ruling.part.votes)
+    counted = Counter(ruling.verdict for ruling in _votes(stand))
     tally = zip(VERDICTS, ("hold", "do not hold", "are open", "have no information"), strict=True)
     title = (f"{len(stand)} claims in {sum(map(len, stand.values()))} parts. Of the {counted.total()} that vote, "
              f"{', '.join(f'{counted[verdict]} {word}' for verdict, word in tally)}.")
     return filled("claims.html", "dals.paper", title=title, marks=_MARKS, rule=RULE,
                   claims=[_claim_words(claim, rows, found) for claim, rows in stand.items()])
+
+# %% ../../nbs/2_evidence/07_claims.ipynb #07_claims-b02
+def claims_verdict(
+    found: Mapping[str, Sequence[Ruling]], # what `rulings` returned
+) -> str: # two sentences
+    "How the claims stand, in numbers and for the first of them in words."
+    stand = by_claim(found)
+    votes = _votes(stand)
+    counted, decided = Counter(ruling.verdict for ruling in votes), [ruling for ruling in votes if ruling.verdict in (HOLDS, FAILS)]
+    own = sum(ruling.grade == OWN for ruling in decided)
+    first = next(iter(stand))
+    return (f"The paper's {len(stand)} claims make {len(votes)} statements that runs can test: {counted[HOLDS]} hold, {counted[FAILS]} do "
+            f"not, {counted[OPEN]} are open and {counted[NOTHING]} ask a column that says nothing. {own} of the {len(decided)} answers "
+            f"come from the paper's own task at its full budget. “{CLAIMS[first].text.rstrip('.')}”: {overall(stand[first])}.")
 
 # %% ../../nbs/2_evidence/07_claims.ipynb #16_claims-196
 def claims_rows(

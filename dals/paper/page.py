@@ -21,6 +21,7 @@ from ..lab.records import Key
 from ..lab.render import filled
 from ..lab.store import shown as told, Store, write_new
 from ..lab.tasks import get_task
+from .published import PUBLICATION
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
 
 # %% ../../nbs/4_workshop/16_page.ipynb #13_report-049
@@ -139,6 +140,17 @@ def _rests(legend: Sequence[Mapping[str, Any]]) -> str:
              for origin in ORIGINS.values() if (group := [source for source in legend if source["origin"] == origin])]
     return f"The tables rest on {' and on '.join(rests)}." if rests else "No training record was found."
 
+# %% ../../nbs/4_workshop/16_page.ipynb #16_page-b06
+_QUESTIONS = {"table2": "Can the numbers be had again?", "claims": "Do the conclusions hold?", "tuned": "Is it the strategy, or its rate?"}
+_PICTURE = "audit_4_best"  # ours beside the paper's, strategy by strategy
+
+
+def _verdicts(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
+    "Question and answer, from what the notebooks say about themselves."
+    said = {name: " ".join(filter(None, (artifact.get("about", {}).get("verdict", "") for artifact in made[name]))) for name in _QUESTIONS}
+    return [(question, said[name] or f"No answer yet: the records or the page of {_label(name)} are missing.")
+            for name, question in _QUESTIONS.items()]
+
 
 def build_index(
     out: str | Path,                                 # the folder that the experiments saved into
@@ -155,10 +167,12 @@ def build_index(
     legend = [source for about in abouts.values() for source in about["legend"]]
     where = (f"dals {version('dals')}, torch {version('torch')} and Python {platform.python_version()} on {platform.system()} "
              f"{platform.machine()}, {os.cpu_count()} cores")
+    sections = {name: _section(name, artifacts, out, reasons.get(name)) for name, artifacts in made.items()}
     text = filled(
-        "index.html", "dals.paper", title="Learning Rate Engineering, reproduced", failed=reasons, where=where,
+        "index.html", "dals.paper", title="Learning Rate Engineering, reproduced", failed=reasons, where=where, paper=PUBLICATION,
+        verdicts=_verdicts(made), picture=next((artifact for artifact in made["audit"] if artifact["name"] == _PICTURE), None),
         glance=_glance(abouts) if abouts else None, built=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        sections=[_section(name, artifacts, out, reasons.get(name)) for name, artifacts in made.items()],
+        first=sections.pop("table2"), rest=list(sections.values()),
         complete=sum(bool(artifacts) and name not in reasons for name, artifacts in made.items()),
         trained=_rests(abouts.get("table2", {"legend": legend})["legend"]))  # table 3 shows some of the same runs
     write_new(out / "index.html", text, replace=True)

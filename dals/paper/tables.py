@@ -6,8 +6,8 @@
 __all__ = ['VERDICTS', 'BAR', 'ROUNDING', 'LEAST_DF', 'RULE', 'RULE3', 'OTHER_DATA', 'PROFILES', 'ORIGINS', 'PROTOCOLS', 'LEVELS',
            'Pool', 'pooled', 'bound', 'verdict', 'at_chance', 'verdict_epochs', 'kinds', 'budget_note', 'origin_text',
            'sources', 'source_text', 'Cell', 'Benchmark', 'column_title', 'table2', 'Measures', 'column_measures',
-           'table2_sentences', 'table2_notes', 'table2_html', 'table2_rows', 'table2_about', 'Pace', 'Convergence',
-           'table3', 'table3_sentences', 'table3_html', 'table3_rows', 'table3_about']
+           'table2_sentences', 'table2_verdict', 'table2_notes', 'table2_html', 'table2_rows', 'table2_about', 'Pace',
+           'Convergence', 'table3', 'table3_sentences', 'table3_html', 'table3_rows', 'table3_about']
 
 # %% ../../nbs/2_evidence/06_tables.ipynb #13_report-002
 import itertools
@@ -498,6 +498,23 @@ def table2_sentences(
         said.append(f"{title}: {'; '.join(parts)}.")
     return said
 
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b19
+def table2_verdict(
+    table: Benchmark,
+) -> str:  # empty where neither synthetic column was run in full
+    "Table 2 in one sentence: how much of the paper's synthetic column can be had again, and what the task of its text allows."
+    full = {(task, protocol): column_measures(table, task, protocol) for (task, protocol), runs in table.chosen.items()
+            if runs and runs[0].profile == "paper"}
+    again, printed, said = full.get(("synthetic-released", "released")), [row["synthetic"] for row in TABLE2.values()], []
+    if again and again.judged:
+        said.append(f"on the task that the released code runs, {again.agree} of {again.judged} judged accuracies of the paper's synthetic "
+                    "column lie where one more run of ours would fall")
+    if highest := max((found.highest for (task, _), found in full.items() if task == "synthetic" and found.cells), default=0.0):
+        said.append(f"on the task that its text describes, the best of {len(TABLE2)} strategies reaches {highest:.1f} %, where the paper "
+                    f"prints {min(printed):.1f} to {max(printed):.1f}")
+    words = "; ".join(said)
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
 # %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b09
 def _equal_runs(runs: Sequence[Run]) -> list[tuple[str, str, int]]:
     "Pairs of strategies whose runs are equal in loss and accuracy after every epoch, in all common seeds, and how many these are."
@@ -541,11 +558,11 @@ def table2_notes(
 _WHO = {**{str(number): f"generation {number}" for number in range(1, 6)}, "SOTA": "the paper's own"}
 
 
-def _by_generation(rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _by_generation(rows: Mapping[str, Sequence[Any]]) -> list[list[dict[str, Any]]]:
     "Rows by strategy, in groups of one generation each."
     groups = itertools.groupby(rows, lambda strategy: GENERATION.get(strategy, ""))
-    return [(generation, [{"strategy": name, "who": _WHO.get(generation, "not in the paper"), "cells": rows[name]} for name in names])
-            for generation, names in groups]
+    return [[{"strategy": name, "who": {"generation": generation, "words": _WHO.get(generation, "not in the paper")}, "cells": rows[name]}
+             for name in names] for generation, names in groups]
 
 
 def _notes(columns: Mapping[str, Sequence[Run]]) -> str:
@@ -589,7 +606,8 @@ def _cell_words(cell: Cell) -> dict[str, Any]:
     "A cell as texts: our mean with its interval, the last epoch, the paper's own seed, the distance with its bound, verdict and source."
     lost = [f"{cell.diverged} diverged"] * bool(cell.diverged) + ["of code that changed"] * cell.mixed
     own = f"seed {PAPER_SEED}: {cell.own[0]:.2f}" if cell.own and cell.seeds != (PAPER_SEED,) else ""
-    words = {"verdict": cell.verdict, "lost": ", ".join(lost), "own": own, "source": cell.source, "marks": cell.marks, "mean": ""}
+    words = {**dict.fromkeys(("mean", "half", "n", "final", "distance", "off", "seeds"), ""),
+             "verdict": cell.verdict, "lost": ", ".join(lost), "own": own, "source": cell.source, "marks": cell.marks}
     if not cell.best:
         return words
     n = f"seed {PAPER_SEED} alone" if cell.seeds == (PAPER_SEED,) else f"n = {len(cell.seeds)}"
@@ -608,7 +626,7 @@ def _beyond_words(table: Benchmark, strategy: str, task: str, protocol: str) -> 
     return {"mean": f"{statistics.fmean(values):.2f}", "half": _give(half), "n": f"n = {len(values)}",
             **dict.fromkeys(("verdict", "final", "own", "distance", "source", "seeds"), "")}
 
-
+# %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b18
 def _column_words(table: Benchmark, task: str) -> dict[str, Any]:
     "What stands above a task: title, budget and command, and for each protocol the pool and whether it carries information."
     runs, ours = {protocol: table.chosen[task, protocol] for protocol in PROTOCOLS}, []
@@ -617,14 +635,19 @@ def _column_words(table: Benchmark, task: str) -> dict[str, Any]:
         chance = _chance_text(table, task, protocol, column_measures(table, task, protocol)) if runs[protocol] else ""
         ours.append({"title": title, "protocol": protocol, "chance": chance, "sd": f"{sd:.2f}" if df else "",
                      "pool": f"df = {df}{': too few seeds' if df < LEAST_DF else ''}" if runs[protocol] else ""})
-    return {"title": column_title(task), "note": _notes(runs), "other": task.split("+")[0] in OTHER_DATA, "ours": ours,
+    unlike = [word for records in runs.values() if records for word in _unlike(task, records)]
+    apart = ", ".join(dict.fromkeys(unlike)) if any(runs.values()) else "no records"
+    return {"title": column_title(task), "unlike": apart, "note": _notes(runs), "other": task.split("+")[0] in OTHER_DATA, "ours": ours,
             "command": _command(task, next(filter(None, runs.values()), []))}
 
 # %% ../../nbs/2_evidence/06_tables.ipynb #06_tables-b12
+_TITLE2 = (
+    "Best test accuracy in percent: the paper's one run, and the mean of our seeds, as its code did it (released) and as its text says "
+    "(text). Open a number for its interval, its seeds, its distance from the paper and its source; open a heading for the budget.")
 _ABOUT2 = (
     "Test accuracy in percent: the paper's single run, and the mean of our n seeds ± the half-width of its 95 % interval from "
     "the column's pooled spread, under protocol released, which does what the code behind the paper did, and under protocol "
-    "paper, which does what the text says. Beneath: the last epoch, and our mean minus the paper's value with the bound that it "
+    "paper, which does what the text says. In each: the last epoch, and our mean minus the paper's value with the bound that it "
     "is held against. The paper reports the best epoch, picked on the test set, so ours in bold is the best epoch too. "
     f"Seed {PAPER_SEED} is the paper's own: it is shown beside and counts only where it is alone.")
 
@@ -639,7 +662,7 @@ def table2_html(
         rows[strategy] = [(f"{cells[0].paper:.1f}", [_cell_words(cell) for cell in cells]) for cells in both]
     for strategy in dict.fromkeys(strategy for strategy, _, _ in table.beyond):
         rows[strategy] = [("", [_beyond_words(table, strategy, task, protocol) for protocol in PROTOCOLS]) for task in table.tasks]
-    return filled("table2.html", "dals.paper", title=_ABOUT2, columns=[_column_words(table, task) for task in table.tasks],
+    return filled("table2.html", "dals.paper", title=_TITLE2, about=_ABOUT2, columns=[_column_words(table, task) for task in table.tasks],
                   groups=_by_generation(rows), sentences=[*table2_sentences(table), *table2_notes(table)], rule=RULE,
                   legend=_legend(table.legend), left_out=table.left_out)
 
@@ -677,7 +700,7 @@ def table2_about(
         columns[f"{column_title(task)} · {PROTOCOLS[protocol]}"] = {
             "title": column_title(task), "protocol": protocol, "note": budget_note(runs), "unlike": list(_unlike(task, runs)),
             "verdicts": dict(Counter(cell.verdict for cell in cells)), "sources": dict(Counter(cell.source for cell in cells))}
-    return {"columns": columns, "legend": list(table.legend)}
+    return {"columns": columns, "legend": list(table.legend), "verdict": table2_verdict(table)}
 
 # %% ../../nbs/2_evidence/06_tables.ipynb #13_report-035
 LEVELS: tuple[str, ...] = ("60", "70", "80", "90")  # test accuracies, percent
@@ -804,8 +827,9 @@ def table3_html(
     title = (f"The first epoch whose test accuracy reaches a level, on task synthetic-released ({table.note}): the paper's run; "
              f"ours at its seed, {PAPER_SEED}, under protocol released; and under both protocols the median of our n other seeds, "
              "with their range. Filled by dals train --task synthetic-released.")
-    return filled("table3.html", "dals.paper", title=title, seed=PAPER_SEED, groups=_by_generation(rows), sentences=table3_sentences(table),
-                  columns=[*((f"Epoch to {level} %", ours) for level in LEVELS), ("Time, SGDR = 1", ours[:1])], rule=RULE3,
+    return filled("table3.html", "dals.paper", title=title, about="", seed=PAPER_SEED, groups=_by_generation(rows),
+                  sentences=table3_sentences(table), rule=RULE3,
+                  columns=[*((f"Epoch to {level} %", ours) for level in LEVELS), ("Time, SGDR = 1", ours[:1])],
                   legend=_legend(table.legend))
 
 
