@@ -320,6 +320,8 @@ def _cycle(rise: float, start: float, end: float, progress: float) -> float:
     return last + (1 - last) * cosine((progress - rise) / (1 - rise))
 
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-060
+#| code-fold: true
+#| code-summary: "What counts as a number of updates"
 def is_count(
     x: Any,  # what somebody gave for a number of updates or epochs
 ) -> bool:
