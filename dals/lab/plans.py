@@ -81,7 +81,7 @@ def _variants(
     if not rules.variants:
         from dals.recipes.strategies import PROTOCOLS
         others = " or ".join(f"--protocol {name}" for name, other in PROTOCOLS.items() if other.variants)
-        raise Refused(f"protocol {rules.name!r} has nothing that a variant could take back: it goes with {others}")
+        raise Refused(f"protocol {rules.name!r} has nothing that a variant could take back: it goes with {others or 'none here'}")
     chosen = [known(name, rules.variants, "variant") for name in names if name != "all"]
     chosen = list(rules.variants) if "all" in names else chosen
     found = [(strategy, {"variant": name, "overrides": rules.variants[name].undo}) for name in chosen for strategy in strategies
