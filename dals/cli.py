@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from dals.lab.plans import (
 if TYPE_CHECKING:
     from dals.lab.records import Config, Key, Run
     from dals.lab.store import Store
+    from dals.recipes.strategies import Protocol
     from dals.paper.claims import Ruling
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-007
@@ -170,63 +172,85 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
     return " ".join([*marks, *[f"{running}r"] * bool(running), *[f"{failed}f"] * bool(failed)]) or "-"
 
 
+def _rules(protocol: str) -> "Protocol": # raises Refused
+    from dals.recipes.strategies import get_protocol
+    try:
+        return get_protocol(protocol)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _plans(tasks: Sequence[str], seeds: Sequence[int], rules: "Protocol", profile: str) -> dict[str, list["Config"] | None]:
+    "What there is to run, by task; None where the rates of a protocol that searches for them are not all found."
+    found: dict[str, list[Config] | None] = {}
+    for task in tasks:
+        try:
+            found[task] = plan([task], None, seeds, rules.name, profile)
+        except Refused:
+            if not rules.tuned:
+                raise
+            found[task] = None
+    return found
+
+
+def _status_table(
+    tasks: Sequence[str], strategies: Sequence[str], runs: Iterable["Run"], running: Iterable["Key"], failed: Iterable["Key"],
+    wanted: Sequence[int],
+) -> Iterator[str]:
+    "A column for each task, its name broken in two lines, and a row for each strategy."
+    done: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        done.setdefault((run.task, run.strategy), []).append(run)
+    at_work, lost = (Counter((key.task, key.strategy) for key in keys if not key.variant) for keys in (running, failed))
+
+    def mark(task: str, strategy: str) -> str:
+        where = task, strategy
+        return _mark(done.get(where, []), wanted, at_work[where], lost[where])
+    heads = [list(re.match(r"([^+-]*)(.*)", task).groups()) for task in tasks] # type: ignore[union-attr]
+    rows = [["", *(head for head, _ in heads)], ["", *(tail for _, tail in heads)],
+            *([strategy, *(mark(task, strategy) for task in tasks)] for strategy in strategies)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        yield "  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]).rstrip()
+
+
+def _task_line(
+    task: str, strategies: Sequence[str], runs: Iterable["Run"], planned: list["Config"] | None, wanted: Sequence[int],
+    everything: Sequence["Run"], args: argparse.Namespace,
+) -> str:
+    "What is done of a task, and what the rest would cost."
+    own = [run for run in runs if run.task == task]
+    done = {(run.strategy, run.seed) for run in own}
+    begun = {run.strategy for run in own}
+    full = {strategy for strategy in strategies if strategy in begun and all((strategy, seed) in done for seed in wanted)}
+    todo = [config for config in planned or () if config.strategy not in full and (config.strategy, config.seed) not in done]
+    local = sum(run.origin == "local" for run in own) # type: ignore[attr-defined]
+    budget = f" --profile {args.profile}" if args.profile != "paper" else ""
+    return (f"{task}: {len(full)} of {len(strategies)} cells complete, {counted(len(done), 'run')}, {local} of them local"
+            + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
+            + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if planned is None else ""))
+
+
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
     from dals.lab.store import code_notes, Store
-    from dals.recipes.strategies import get_protocol
-    store, wanted = Store(), parse_seeds(args.seeds)
-    try:
-        rules = get_protocol(args.protocol)
-    except ValueError as error:
-        raise Refused(str(error)) from None
+    store, wanted, rules = Store(), parse_seeds(args.seeds), _rules(args.protocol)
     everything = store.runs(variant="*")
     runs = [run for run in everything if (run.profile, run.protocol, run.variant) == (args.profile, args.protocol, None)]
     running, failed = store.unfinished(profile=args.profile, protocol=args.protocol)
     tasks = args.task or columns([run.task for run in runs] + [key.task for key in [*running, *failed]])
-    configs: list[Config] = []
-    untuned = []
-    for task in tasks:
-        try:
-            configs += plan([task], None, wanted or [42], args.protocol, args.profile)
-        except Refused:
-            if not rules.tuned:
-                raise
-            untuned.append(task)
-    having = rules.strategies
-    cells: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        cells.setdefault((run.task, run.strategy), []).append(run)
-
-    def cell(task: str, strategy: str) -> str:
-        here = [sum((key.task, key.strategy, key.variant) == (task, strategy, None) for key in keys) for keys in (running, failed)]
-        return _mark(cells.get((task, strategy), []), wanted, *here)
-
-    heads = [list(re.match(r"([^+-]*)(.*)", task).groups()) for task in tasks] # type: ignore[union-attr]
-    rows = [["", *(head for head, _ in heads)], ["", *(tail for _, tail in heads)],
-            *([strategy, *(cell(task, strategy) for task in tasks)] for strategy in having)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    plans = _plans(tasks, wanted or [42], rules, args.profile)
     print(f"profile {args.profile}, protocol {args.protocol}" + (f", seeds {seeds_text(wanted)}" if wanted else "")
           + f", records from {' and '.join(os.path.relpath(folder) for folder in (store.published, store.local))}")
-    for first, *others in rows:
-        print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]).rstrip())
+    print(*_status_table(tasks, rules.strategies, runs, running, failed, wanted), sep="\n")
     print("10 complete, ten seeds" + ("; 3/5 three of the five that are asked for" if wanted else "")
           + f"; * one or more diverged; 2r two at work; 1f one failed; - missing. Times are those of --jobs {args.jobs}")
-    budget = f" --profile {args.profile}" if args.profile != "paper" else ""
     for task in tasks:
-        done = {(run.strategy, run.seed) for run in runs if run.task == task}
-        full = {strategy for strategy in having if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
-        todo = [config for config in configs if config.task == task and config.strategy not in full
-                and (config.strategy, config.seed) not in done]
-        local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
-        print(f"{task}: {len(full)} of {len(having)} cells complete, {counted(len(done), 'run')}, {local} of them local"
-              + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
-              + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
-    for key, where in running.items():
-        if key.task in tasks:
-            print(f"at work: {key}, {where}")
-    for key, reason in failed.items():
-        if key.task in tasks:
-            print(f"failed: {key}: {reason}")
+        print(_task_line(task, rules.strategies, runs, plans[task], wanted, everything, args))
+    for word, which in (("at work: {}, {}", running), ("failed: {}: {}", failed)):
+        for key, text in which.items():
+            if key.task in tasks:
+                print(word.format(key, text))
     for note in code_notes(run for run in runs if run.task in tasks):
         print(f"note: {note}")
     return 0

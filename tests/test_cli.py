@@ -224,7 +224,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
 def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     words = ["train", "--task", "synthetic", "--strategy", "DALS", "AdamW", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--strategy", "DALS"]) == 0
-    published = Store().path(("synthetic", "smoke", "paper", "DALS", 42), "published")
+    published = Store().path(Key("synthetic", "smoke", "paper", "DALS", 42), "published")
     record = json.loads(published.read_text(encoding="utf-8"))
     assert main(["verify", "-n", "1", "--task", "synthetic", "--within", "60", "--pick", "1"]) == 0
     capsys.readouterr()
@@ -361,7 +361,7 @@ def test_the_cost_of_a_run_comes_from_the_nearest_records(root):
     older = timed(300.0, device="cpu (abacus)", profile="paper")
     assert expected([full], [timed(3.0), older]) == pytest.approx([3 * work]) # our device first
     assert expected([smoke], [far, timed(3.0, strategy="SAM"), timed(9.0, strategy="gone"), timed(9.0, task="gone")]) == [1.5]
-    assert cost([smoke, smoke, {**smoke, "task": "synthetic-released"}], [timed(2.0), timed(4.0)]) == (6.0, 1)
+    assert cost([smoke, smoke, replace(smoke, task="synthetic-released")], [timed(2.0), timed(4.0)]) == (6.0, 1)
 
 
 def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch):

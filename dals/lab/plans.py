@@ -10,9 +10,12 @@ __all__ = ['SEEDS_AT_ONCE', 'MANY', 'Refused', 'known', 'parse_seeds', 'seeds_te
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .records import Config, Key, Run
+
+if TYPE_CHECKING:
+    from dals.recipes.strategies import Protocol
 
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-007-plans
 class Refused(Exception):
@@ -67,6 +70,28 @@ def seeds_text(
     return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-011-plans
+def _variants(
+    names: Sequence[str], # of variants, or "all"
+    strategies: Sequence[str], # that may be run
+    rules: "Protocol", # whose variants
+) -> list[tuple[str, dict[str, Any]]]: # strategy and the rest of a config; raises Refused
+    "Which strategies a plan runs, and what each varies."
+    if not names:
+        return [(strategy, {}) for strategy in strategies]
+    if not rules.variants:
+        from dals.recipes.strategies import PROTOCOLS
+        others = " or ".join(f"--protocol {name}" for name, other in PROTOCOLS.items() if other.variants)
+        raise Refused(f"protocol {rules.name!r} has nothing that a variant could take back: it goes with {others or 'none here'}")
+    chosen = [known(name, rules.variants, "variant") for name in names if name != "all"]
+    chosen = list(rules.variants) if "all" in names else chosen
+    found = [(strategy, {"variant": name, "overrides": rules.variants[name].undo}) for name in chosen for strategy in strategies
+             if strategy in rules.variants[name].strategies]
+    if not found:
+        about = ", ".join(rules.variants[chosen[0]].strategies)
+        raise Refused(f"{', '.join(chosen)} touches none of {', '.join(strategies)}: it is about {about}")
+    return found
+
+
 def plan(
     tasks: Sequence[str], # names
     strategies: Sequence[str] | None, # names; None for all that the protocol has
@@ -78,34 +103,20 @@ def plan(
     fast: bool | None = None, # the fast path; None: as the budget says, else on CUDA and not on the CPU
 ) -> list[Config]: # raises Refused for a name that is not known
     "The configs of tasks x strategies x seeds, or of their variants."
-    from dals.recipes.strategies import PROTOCOLS, STRATEGIES, get_protocol
     from dals.lab.training import find_device, settings
+    from dals.recipes.strategies import STRATEGIES, get_protocol
     chosen = [known(strategy, STRATEGIES, "strategy") for strategy in strategies or STRATEGIES]
     try:
         rules = get_protocol(protocol)
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    if strategies and (lacking := [strategy for strategy in chosen if strategy not in rules.strategies]):
-        raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
-    chosen = [strategy for strategy in chosen if strategy in rules.strategies]
-    if variants and not rules.variants:
-        others = " or ".join(f"--protocol {name}" for name, other in PROTOCOLS.items() if other.variants)
-        raise Refused(f"protocol {protocol!r} has nothing that a variant could take back: it goes with {others}")
-    names = [known(name, rules.variants, "variant") for name in variants if name != "all"]
-    names = list(rules.variants) if "all" in variants else names
-    what: list[tuple[str, dict[str, Any]]] = [
-        (strategy, {"variant": name, "overrides": rules.variants[name].undo}) for name in names for strategy in chosen
-        if strategy in rules.variants[name].strategies] if names else [(strategy, {}) for strategy in chosen]
-    if not what:
-        about = ", ".join(rules.variants[names[0]].strategies)
-        raise Refused(f"{', '.join(names)} touches none of {', '.join(chosen)}: it is about {about}")
-    try:
+        if strategies and (lacking := [strategy for strategy in chosen if strategy not in rules.strategies]):
+            raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
+        what = _variants(variants, [strategy for strategy in chosen if strategy in rules.strategies], rules)
         if rules.tuned:
             from dals.lab.store import Store
             from dals.lab.tuning import tuned_configs
-            store = Store()
+            store, names = Store(), [strategy for strategy, _ in what]
             configs = [replace(config, device=device, fast=fast) for task in tasks
-                       for config in tuned_configs(task, chosen, seeds, store, profile)]
+                       for config in tuned_configs(task, names, seeds, store, profile)]
         else:
             configs = [Config(task, strategy, seed, protocol, profile, device=device, fast=fast, **extra)
                        for task in tasks for seed in seeds for strategy, extra in what]

@@ -24,7 +24,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..optim.adaptive import AdaBound
 from ..optim.joint import SAM, Grokfast, Lion, Lookahead
 from ..optim.wrapper import Wrapper
-from ..recipes.released import GrowingEpsRAdam, LateDecay, LateLookahead
 from ..recipes.strategies import get_protocol, get_strategy
 from .records import Config, Run
 from .tasks import call, get_task, Split, Task, Unavailable
@@ -36,14 +35,15 @@ __all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'ob
            'fit_stack', 'faster_together', 'stacks']
 
 # %% ../../nbs/4_workshop/14_seeds.ipynb #17_seeds-008
-ELEMENTWISE = (SGD, Adam, AdamW, RAdam, AdaBound, Lion, Lookahead, Grokfast, GrowingEpsRAdam, LateDecay, LateLookahead)
+ELEMENTWISE = (SGD, Adam, AdamW, RAdam, AdaBound, Lion, Lookahead, Grokfast)
 
 
 def coupling(
     optimizer: Optimizer, # of any strategy
 ) -> str | None: # None where every weight moves by its own gradients alone
     "The class, of the optimizer or of what it wraps, whose step on one weight depends on the others or on the loss"
-    if type(optimizer) not in ELEMENTWISE:
+    kind = type(optimizer)
+    if kind not in ELEMENTWISE and not vars(kind).get("elementwise"): # its own word, not that of a class it derives from
         return type(optimizer).__name__
     return coupling(optimizer.base) if isinstance(optimizer, Wrapper) else None
 

@@ -24,7 +24,6 @@ from math import comb, exp, log
 from statistics import fmean, median, stdev, variance
 from typing import Any, NamedTuple
 
-from ..recipes.released import VARIANTS
 from ..recipes.strategies import PAPER_SEED, STRATEGIES, get_protocol
 from ..lab.intervals import binomial_se
 from ..lab.render import filled
@@ -489,7 +488,8 @@ def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) ->
             for name, variant in [(name, None) for name in names] + [(_STLR, variant) for variant in variants]:
                 if seed in rows.get(varied(name, variant), {}):
                     continue
-                own = VARIANTS[variant].undo if variant else rates(ground, name) if get_protocol(ground.protocol).tuned else {}
+                rules = get_protocol(ground.protocol)
+                own = rules.variants[variant].undo if variant else rates(ground, name) if rules.tuned else {}
                 if own is not None: # else its rates are to be searched first
                     found.append(Config(ground.task, name, seed, ground.protocol, ground.profile, own, variant))
     return found

@@ -96,6 +96,7 @@ class LateDecay(Wrapper):
     "Decoupled weight decay that comes after the base's step."
 
     scalars = ("weight_decay",)
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
     def __init__(
         self,
@@ -117,6 +118,8 @@ class LateDecay(Wrapper):
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-039
 class GrowingEpsRAdam(RAdam):
     "torch's RAdam with eps added after the correction of the bias."
+
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         "Evaluate the closure if there is one, move every weight that has a gradient, return the loss."
@@ -158,6 +161,8 @@ class AdaptiveSAM(SAM):
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-053
 class LateLookahead(Lookahead):
     "Lookahead whose slow weights are taken after the first fast step."
+
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         "As in Lookahead, but the first step only moves the fast weights. Returns the base's loss."
