@@ -50,9 +50,10 @@ def insert(copy, notebook, source, after):
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def test_a_strategy_a_task_and_an_optimizer_are_one_cell_each(copy):
+def test_a_strategy_a_protocol_a_task_and_an_optimizer_are_one_cell_each(copy):
     pytest.importorskip("nbdev")
-    (strategy,), (task,), (optimizer,) = cells("A strategy"), cells("A task"), cells("An optimizer")
+    (strategy,), (protocol,), (task,), (optimizer,) = map(cells, ("A strategy", "A protocol", "A task", "An optimizer"))
+    insert(copy, "2_evidence/00_strategies.ipynb", protocol, '@strategy("DALS-Acc"')
     insert(copy, "2_evidence/00_strategies.ipynb", strategy, '@strategy("DALS-Acc"')
     insert(copy, "4_workshop/08_tasks.ipynb", task, "#| export\ndef sum_rule(")
     insert(copy, "1_generations/05_joint.ipynb", optimizer, "#| export\nclass Lion(")
@@ -85,3 +86,8 @@ except ValueError as error: print(error)
     (record,) = copy.rglob("parity/smoke/paper/Adam+Cosine/0.json")
     assert json.loads(record.read_text(encoding="utf-8"))["best_accuracy"] > 0
     assert "parity" in dals("status", "--profile", "smoke", "--task", "parity")
+    dals("train", "--task", "parity", "--strategy", "Adam+Cosine", "--protocol", "halved", "--profile", "smoke", "--seeds", "0",
+         "--jobs", "1")
+    (record,) = copy.rglob("parity/smoke/halved/Adam+Cosine/0.json")
+    assert json.loads(record.read_text(encoding="utf-8"))["config"]["hyperparameters"]["lr"] == 1.5e-4
+    assert "Adam+Cosine" in dals("status", "--profile", "smoke", "--protocol", "halved")
