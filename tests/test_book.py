@@ -335,12 +335,12 @@ def test_the_sliders_can_be_moved_with_the_keyboard_alone(page):
     try:
         port = path.parent / "profile" / "DevToolsActivePort"
         until = time.monotonic() + 60
-        while not (port.exists() and port.read_text().strip()) and time.monotonic() < until:
+        while not (port.exists() and port.read_text(encoding="utf-8").strip()) and time.monotonic() < until:
             time.sleep(0.2)
         keys = [("Tab", 9), *[("ArrowRight", 39)] * 3, ("Tab", 9), *[("ArrowRight", 39)] * 2, ("Tab", 9)]
         question = "[...document.querySelectorAll('#bowl input')].map(x => x.value).join(' ') + ' ' + document.activeElement.textContent"
         time.sleep(2)  # the page is there a moment after the port
-        assert asyncio.run(pressed(port.read_text().split()[0], keys, question)) == "0.195 0.02 creeps"
+        assert asyncio.run(pressed(port.read_text(encoding="utf-8").split()[0], keys, question)) == "0.195 0.02 creeps"
     finally:
         browser.terminate()
         browser.wait(30)
