@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .update import norm_dtype
 
 # %% auto #0
-__all__ = ['PIECE', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'norms_of', 'filter_small', 'first_pass', 'foreach_step']
+__all__ = ['PIECE', 'PLAIN', 'LISTS', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of', 'Tensors',
+           'update_in_pieces', 'norms_of', 'filter_small', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
+PLAIN = (Tensor, torch.nn.Parameter)
 
 @lru_cache(maxsize=256)
 def cache_sized(
@@ -50,13 +51,117 @@ def flat_view(
 
 def same_layout(
     p: Tensor,  # a parameter
-    g: Tensor,  # its gradient
-    f: Tensor,  # its filtered gradient
-    m: Tensor,  # its momentum buffer
+    *others: Tensor,  # its gradient and its buffers
 ) -> bool:
     "Whether `flat_view` turns all of them into vectors in the same order."
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
-    return dense and p.stride() == g.stride() == f.stride() == m.stride()
+    return dense and all([x.stride() == p.stride() for x in others])
+
+def pieces_of(
+    row: Sequence[Tensor],  # a large parameter, its gradient and its buffers
+    limit: int,  # elements per piece
+) -> Iterable[tuple[Tensor, ...]]:  # the same stretch of each of them, one after the other
+    "Cut tensors of one layout into flat pieces; others stay whole."
+    return zip(*[flat_view(x).split(limit) for x in row], strict=True) if same_layout(*row) else [tuple(row)]
+
+# %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b02
+class Tensors:
+    "Some tensors that are told one thing at a time: each method is called on all of them, by torch's operation on lists if there is one."
+
+    __slots__ = ("each",)
+
+    def __init__(self, each: Sequence[Tensor]):
+        self.each = each
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "Of all of them."
+        return self.each[0].dtype
+
+    def __getattr__(self, verb: str) -> Callable[..., Tensors]:
+        if verb.startswith("__"):
+            raise AttributeError(verb)
+        return partial(_tell, self, verb)
+
+
+def _tell(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
+    "Call a method on every tensor. Arguments are for all of them, or, as lists, one for each; a factor that is a tensor multiplies first."
+    args = tuple([x.each if type(x) is Tensors else x for x in args])
+    if options:
+        for name, factor in options.items():
+            if isinstance(factor, list):
+                return _tell_each(whom, verb, args, name, factor)
+    together = LISTS.get(verb) if len(whom.each) > 1 else None
+    if together is None:
+        return _tell_each(whom, verb, args, "", options)
+    result = together(whom.each, *args, **options)
+    return whom if verb[-1] == "_" else Tensors(result)
+
+
+def _tell_each(whom: Tensors, verb: str, args: tuple[Any, ...], name: str, factor: Any) -> Tensors:
+    "One after the other."
+    results = []
+    for i, x in enumerate(whom.each):
+        first, *others = [a[i] if isinstance(a, (list, tuple)) else a for a in args] or [None]
+        k = factor[i] if name else None
+        if isinstance(k, Tensor):  # which alpha and value cannot be without waiting for it
+            results.append(getattr(x, verb)(first * k, *others))
+        else:
+            results.append(getattr(x, verb)(*([first, *others] if args else ()), **({name: k} if name else factor)))
+    return Tensors(results)
+
+
+LISTS = {name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}
+
+
+@torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
+def update_in_pieces(
+    update: Callable[..., Any],  # changes the tensors of a row by their methods; is called with them, their numbers and the options
+    rows: Iterable[Sequence[Tensor]],  # parameters, each with its gradient and its buffers
+    numbers: Callable[..., tuple[Any, ...]] | None = None,  # what holds for one parameter, given it and its gradient; none if None
+    *options: Any,  # what holds for all
+) -> None:
+    "Say an update to the pieces of large tensors, to small ones together, and to all others one by one."
+    together: list[Sequence[Tensor]] = []
+    told: list[tuple[Any, ...]] = []
+    kind, room = None, 0
+    for row in rows:
+        p = row[0]
+        if type(p) not in PLAIN:
+            with torch.inference_mode(False), torch.no_grad():
+                _say(update, row, numbers(p, row[1]) if numbers else (), options)
+            continue
+        n, limit = p.numel(), PIECE if p.is_cpu else 16 * PIECE
+        own = numbers(p, row[1]) if numbers else ()
+        if n > limit:
+            for piece in pieces_of(row, limit):
+                _say(update, piece, own, options)
+            continue
+        if n > room or kind != (p.dtype, p.device):
+            _say_together(update, together, told, options)
+            together, told, kind, room = [], [], (p.dtype, p.device), limit
+        room -= n
+        together.append(row)
+        told.append(own)
+    _say_together(update, together, told, options)
+
+
+def _say(update: Callable[..., Any], row: Sequence[Tensor], own: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+    "Say it to one tensor; a number that lies on a GPU stays there."
+    if any([isinstance(x, Tensor) for x in own]):
+        update(*[Tensors([x]) for x in row], *[[x] for x in own], *options)
+    else:
+        update(*row, *own, *options)
+
+
+def _say_together(update: Callable[..., Any], rows: list[Sequence[Tensor]], told: list[tuple[Any, ...]], options: tuple[Any, ...]) -> None:
+    "Say it to a list of small tensors; numbers that are the same for all of them are said once."
+    if len(rows) == 1:
+        _say(update, rows[0], told[0], options)
+    elif rows:
+        columns = [column[0] if all([x is column[0] or not isinstance(x, Tensor) and x == column[0] for x in column]) else list(column)
+                   for column in zip(*told, strict=True)]
+        update(*map(Tensors, zip(*rows, strict=True)), *columns, *options)
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058
 CACHE = 2**20  # elements of a model that stays in the cache for the whole step
@@ -88,7 +193,7 @@ def filter_small(
     ghats = torch._foreach_lerp(fs, gs, shares)
     if weight_decay:
         torch._foreach_add_(ghats, ps, alpha=weight_decay)
-    dtype = norm_dtype(ps[0].dtype)
+    dtype = torch.promote_types(ps[0].dtype, torch.float32)
     return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
 
 def first_pass(
@@ -103,7 +208,7 @@ def first_pass(
     weight_decay: float,  # lambda
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
+    sizes, dtype = tuple([p.numel() for p in ps]), torch.promote_types(ps[0].dtype, torch.float32)
     squares = [[0.0] * len(ps), [0.0] * len(ps)]
     scratch = torch.empty(min(max(sizes), PIECE), dtype=ps[0].dtype)
     for batch in cache_sized(sizes, PIECE):
