@@ -47,6 +47,9 @@ class AdaBound(BaseOptimizer):
     gamma : float, positive, default 1e-3
         How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
         about 1 / gamma steps. The authors' value.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -55,7 +58,7 @@ class AdaBound(BaseOptimizer):
 
     Notes
     -----
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -80,8 +83,10 @@ class AdaBound(BaseOptimizer):
         weight_decay: float = 0.0,
         final_lr: float = 0.1,
         gamma: float = 1e-3,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma,
+                                      fused=fused))
 
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError or TypeError unless this class can do what the group asks for."""

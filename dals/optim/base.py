@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .blocks import update_in_pieces
+from .blocks import update_compiled, update_in_pieces
 
 # %% auto #0
 __all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'refuse_capture',
@@ -237,7 +237,7 @@ class BaseOptimizer(Optimizer):
     at_least_0: tuple[str, ...] = ()  # names of options
     positive: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()  # in [0, 1)
-    refuses: tuple[str, ...] = tuple(REMEDIES)
+    refuses: tuple[str, ...] = tuple(name for name in REMEDIES if name != "fused")
     move: Callable[..., None]  # a tensor (a piece, some), its gradient, its buffers, its `numbers` and its group: changes them in place
 
     def __init__(
@@ -253,6 +253,8 @@ class BaseOptimizer(Optimizer):
         asked = {**group, "complex": any(p.is_complex() for p in group["params"])}
         for name in self.refuses:
             require(not asked.get(name), f"{type(self).__name__} does not support {name}: {REMEDIES[name]}.")
+        if not isinstance(group.get("fused"), (bool, type(None))):
+            raise TypeError(f"fused must be True or False, not {type(group['fused']).__name__}.")
         if self.measures:
             refuse_flat(group["params"], type(self).__name__)
         for name in (*self.at_least_0, *self.positive, *self.shares):
@@ -346,7 +348,9 @@ class BaseOptimizer(Optimizer):
             if pairs:
                 rows = [(p, grad, *self.kept(p)) for p, grad in pairs]
                 numbers = None if type(self).numbers is BaseOptimizer.numbers else partial(self.numbers, group)
-                update_in_pieces(self.move, rows, numbers, {**group, "lr": float(group["lr"])})
+                options = {name: value for name, value in group.items() if name != "params"} | {"lr": float(group["lr"])}
+                whole = partial(update_compiled, self, options) if group.get("fused") else None
+                update_in_pieces(self.move, rows, numbers, options, whole=whole)
         return loss
 
     def kept(self, p: torch.Tensor) -> list[torch.Tensor]:

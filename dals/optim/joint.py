@@ -78,6 +78,9 @@ class Lion(BaseOptimizer):
     weight_decay : float, at least 0, default 0.0
         Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors
         advise three to ten times more than for AdamW, since the rate is smaller.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -86,7 +89,7 @@ class Lion(BaseOptimizer):
 
     Notes
     -----
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -107,8 +110,9 @@ class Lion(BaseOptimizer):
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay, fused=fused))
 
     def move(self, p: Any, grad: Any, mean: Any, group: dict[str, Any]) -> None:
         """Move a tensor by its gradient and its memory, which is changed in place."""

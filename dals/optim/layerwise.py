@@ -76,6 +76,9 @@ class LARS(BaseOptimizer):
         authors' value.
     eps : float, at least 0, default 1e-8
         Added to the length of the gradient, against a division by 0.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -88,7 +91,7 @@ class LARS(BaseOptimizer):
     A tensor whose weights or gradient are all 0 moves with the ratio 1. Norms of tensors in half
     precision are taken in single.
 
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -112,8 +115,9 @@ class LARS(BaseOptimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
         eps: float = 1e-8,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps))
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps, fused=fused))
 
     def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Any]:
         "The rate of a whole tensor, which is lr times its ratio."
