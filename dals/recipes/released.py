@@ -139,13 +139,16 @@ class GrowingEpsRAdam(RAdam):
 class OuterTrustLARS(LARS):
     "LARS whose trust ratio multiplies the momentum buffer of raw gradients."
 
-    def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
-        "Move one tensor by its velocity v, which gathers raw gradients."
-        g = g.add(w, alpha=group["weight_decay"])
-        length, slope = w.norm(), g.norm()
+    def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Tensor]:
+        "The rate of a whole tensor."
+        length, slope = w.norm(), g.add(w, alpha=group["weight_decay"]).norm()
         ratio = torch.where((length > 0) & (slope > 0), length / (slope + group["eps"]), 1.0)
-        v.mul_(group["momentum"]).add_(g)
-        w.sub_(group["lr"] * group["trust"] * ratio * v)
+        return (group["lr"] * group["trust"] * ratio,)
+
+    def move(self, w: Any, g: Any, v: Any, rate: Tensor, group: dict[str, Any]) -> None:
+        "Move a tensor by its velocity v, which gathers raw gradients."
+        v.mul_(group["momentum"]).add_(g.add(w, alpha=group["weight_decay"]))
+        w.sub_(v, alpha=rate)
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-047
 class AdaptiveSAM(SAM):

@@ -428,13 +428,21 @@ def sgdr(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, restart_epo
     return SGD(trainable(model), lr, momentum, weight_decay=weight_decay), warmed(schedule, warmup)
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-016
+def fused(
+    params: list[nn.Parameter], # of one optimizer
+) -> bool | None: # for torch's Adam and AdamW; None is their own choice
+    "Whether to ask for torch's fused step, the same numbers to rounding: on the CPU, where torch does not take it by itself"
+    return all([type(p) is nn.Parameter and p.is_cpu and p.dtype.is_floating_point and p.dtype.itemsize >= 4 for p in params]) or None
+
 @strategy("Adam", "3", "Adam", "Kingma & Ba 2015, arXiv 1412.6980")
 def adam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
-    return Adam(trainable(model), lr), warmed(constant, warmup)
+    params = trainable(model)
+    return Adam(params, lr, fused=fused(params)), warmed(constant, warmup)
 
 @strategy("AdamW", "3", "Adam", "Loshchilov & Hutter 2019, arXiv 1711.05101")
 def adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, warmup: float = 0.0) -> Built:
-    return AdamW(trainable(model), lr, weight_decay=weight_decay), warmed(constant, warmup)
+    params = trainable(model)
+    return AdamW(params, lr, weight_decay=weight_decay, fused=fused(params)), warmed(constant, warmup)
 
 @strategy("AdaBound", "3", "Adam", "Luo et al. 2019, arXiv 1902.09843")
 def adabound(model: nn.Module, plan: Plan, *, lr: float, final_lr: float, gamma: float, warmup: float = 0.0) -> Built:
