@@ -42,10 +42,9 @@ def insert(copy, notebook, source, after):
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    "The repository without its records, with the guide's strategy, task and optimizer, exported"
+    "The repository without its records, with the guide's strategy, protocol, task and optimizer, exported"
     pytest.importorskip("nbdev")
     copy = tmp_path_factory.mktemp("newcomers")
     for name in ("nbs", "dals", "tests", "tools", "docs", "benchmarks"):
@@ -53,13 +52,8 @@ def copy(tmp_path_factory):
     for name in ("settings.ini", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
         shutil.copy(ROOT / name, copy)
     (copy / ".venv").symlink_to(sys.prefix)
-    (strategy,), (task,), (optimizer,) = cells("A strategy"), cells("A task"), cells("An optimizer")
-=======
-def test_a_strategy_a_protocol_a_task_and_an_optimizer_are_one_cell_each(copy):
-    pytest.importorskip("nbdev")
     (strategy,), (protocol,), (task,), (optimizer,) = map(cells, ("A strategy", "A protocol", "A task", "An optimizer"))
     insert(copy, "2_evidence/00_strategies.ipynb", protocol, '@strategy("DALS-Acc"')
->>>>>>> proto
     insert(copy, "2_evidence/00_strategies.ipynb", strategy, '@strategy("DALS-Acc"')
     insert(copy, "4_workshop/08_tasks.ipynb", task, "#| export\ndef sum_rule(")
     insert(copy, "1_generations/05_joint.ipynb", optimizer, "#| export\nclass Lion(")
@@ -93,7 +87,6 @@ SignSGD([p], 0.25).step()
 print(p.tolist())
 try: SignSGD([p], -1.0)
 except ValueError as error: print(error)
-<<<<<<< HEAD
 """)
     assert said.splitlines() == ["[0.75, -0.75, 0.5]", "lr must be at least 0, not -1.0."]
 
@@ -116,6 +109,14 @@ def test_a_strategy_and_a_task_are_known_to_every_command(copy):
     dals(copy, "decide", "--profile", "smoke", "--dry-run")
 
 
+def test_a_protocol_is_one_cell(copy):
+    dals(copy, "train", "--task", "parity", "--strategy", "Adam+Cosine", "--protocol", "halved", "--profile", "smoke", "--seeds", "0",
+         "--jobs", "1")
+    (record,) = copy.rglob("parity/smoke/halved/Adam+Cosine/0.json")
+    assert json.loads(record.read_text(encoding="utf-8"))["config"]["hyperparameters"]["lr"] == 1.5e-4
+    assert "protocol halved" in dals(copy, "status", "--profile", "smoke", "--protocol", "halved")
+
+
 def test_the_page_has_a_row_for_a_strategy_that_the_paper_lacks(copy):
     dals(copy, "reproduce", "--profile", "smoke", "--seeds", "0", "--only", "table2", "--jobs", "1")
     page = bs4.BeautifulSoup((copy / "_reproduced" / "index.html").read_text(encoding="utf-8"), "html.parser")
@@ -130,15 +131,3 @@ def test_make_check_passes_with_the_newcomers(copy):
         pytest.skip("there is no make here")
     said = run(copy, "make", "check")
     assert re.search(r"^\d+ passed, 0 failed", said, re.M)
-=======
-""").splitlines() == ["[0.75, -0.75, 0.5]", "lr must be at least 0, not -1.0."]
-    dals("train", "--task", "parity", "--strategy", "Adam+Cosine", "--profile", "smoke", "--seeds", "0", "--jobs", "1")
-    (record,) = copy.rglob("parity/smoke/paper/Adam+Cosine/0.json")
-    assert json.loads(record.read_text(encoding="utf-8"))["best_accuracy"] > 0
-    assert "parity" in dals("status", "--profile", "smoke", "--task", "parity")
-    dals("train", "--task", "parity", "--strategy", "Adam+Cosine", "--protocol", "halved", "--profile", "smoke", "--seeds", "0",
-         "--jobs", "1")
-    (record,) = copy.rglob("parity/smoke/halved/Adam+Cosine/0.json")
-    assert json.loads(record.read_text(encoding="utf-8"))["config"]["hyperparameters"]["lr"] == 1.5e-4
-    assert "Adam+Cosine" in dals("status", "--profile", "smoke", "--protocol", "halved")
->>>>>>> proto
