@@ -21,6 +21,7 @@ WINGS = {  # each wing, and those that it may import besides itself
     "recipes": ("optim",),
     "lab": ("optim", "recipes"),
     "paper": ("optim", "recipes", "lab"),
+    "integrations": ("optim",),
     "cli": ("optim", "recipes", "lab", "paper"),
 }
 TAKE_HOME = {"optim": "torch"}  # a wing that needs this package and the standard library alone
