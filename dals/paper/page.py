@@ -17,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..lab.files import write_new
 from ..lab.render import filled
-from ..lab.store import key_of, shown as told, Store, write_new
+from ..lab.store import key_of, shown as told, Store
 from ..lab.tasks import get_task
 from .published import PUBLICATION
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
