@@ -23,12 +23,13 @@ endif
 .venv/bin/ruff:
 	$(MAKE) .venv/installed
 
-.PHONY: help reproduce test check house readme docs clean
+.PHONY: help reproduce test check house readme book docs clean
 help:  ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
-reproduce: .venv/installed  ## train the synthetic column, regenerate every table and figure into _reproduced/index.html
+reproduce: .venv/installed  ## train the synthetic column, regenerate every table and figure into _reproduced/index.html; the book beside it
 	.venv/bin/dals reproduce --seeds "$$SEEDS" --jobs "$$JOBS"
+	.venv/bin/python tools/book.py
 
 test: .venv/installed  ## everything that must hold
 	.venv/bin/python -m pytest -n "$$JOBS" --dist worksteal
@@ -50,7 +51,11 @@ house: .venv/bin/ruff  ## draw docs/architecture.md and the picture in CONTRIBUT
 readme: .venv/installed  ## render README.md from nbs/index.ipynb
 	.venv/bin/python tools/readme.py
 
+book: .venv/installed  ## the chapters as a static book in _reproduced/book, without Quarto
+	.venv/bin/python tools/book.py
+
 docs: .venv/installed  ## the documentation site (needs Quarto)
+	@command -v quarto > /dev/null || { echo "make docs needs Quarto, from https://quarto.org: install it first, or use make book, which does without" >&2; exit 1; }
 	.venv/bin/nbdev_docs && .venv/bin/python tools/readme.py
 
 clean:  ## remove the environment and everything that was made

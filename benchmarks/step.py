@@ -1,12 +1,14 @@
-"""What does a step of DALS cost? Its time and memory beside other optimizers, in turn, on parameters of real shapes.
+"""What does a step cost? Time and memory of our optimizers beside those of others, in turn, on parameters of real shapes.
 
-    python benchmarks/step.py                       # all, about five minutes; writes benchmarks/step.md
+    python benchmarks/step.py                       # all, under ten minutes; writes benchmarks/step.md
     python benchmarks/step.py --device cuda         # the same on a GPU; writes benchmarks/step-cuda.md
     python benchmarks/step.py --only mlp memory     # some of it, printed
+    python benchmarks/step.py --plain               # without fused=True, which needs a compiler and a minute to compile
 """
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import itertools
 import math
@@ -26,7 +28,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from dals import DALS, layer_groups
+from dals import DALS, LARS, AdaBound, Grokfast, Lion, Lookahead, layer_groups
 from dals.lab.tasks import get_task
 from dals.lab.training import device_name, peak_memory
 
@@ -73,47 +75,78 @@ class Shapes:
 
 
 MODELS = {"mlp": Shapes("MLP of synthetic-released", mlp, 200), "convnet": Shapes("ConvNet of cifar10", convnet, 50),
-          "minilm": Shapes("MiniLM-L6", minilm, 5), "distilbert": Shapes("DistilBERT", distilbert, 3)}
+          "minilm": Shapes("MiniLM-L6", minilm, 5), "distilbert": Shapes("DistilBERT", distilbert, 5)}
 
 
 def parameters(groups: Iterable[dict]) -> list[nn.Parameter]:
     return [p for group in groups for p in group["params"]]
 
 
-def theirs(name: str) -> Callable[[list[dict]], Optimizer]:
-    "An optimizer of pytorch_optimizer"
+def of(package: str, name: str, **options) -> Callable[[list[dict]], Optimizer]:
+    "An optimizer of another package"
     def build(groups: list[dict]) -> Optimizer:
-        import pytorch_optimizer
-        return getattr(pytorch_optimizer, name)(parameters(groups), lr=1e-5, weight_decay=DECAY)
+        return getattr(importlib.import_module(package), name)(parameters(groups), lr=1e-5, weight_decay=DECAY, **options)
     return build
 
 
-def ours(**options) -> Callable[[list[dict]], Optimizer]:
+def dals(**options) -> Callable[[list[dict]], Optimizer]:
     "DALS, with group dictionaries of its own: an optimizer writes into them"
     return lambda groups: DALS([{**group} for group in groups], total_steps=TOTAL, weight_decay=DECAY, **options)
 
 
+def one_group(make: Callable[..., Optimizer], **options) -> Callable[[list[dict]], Optimizer]:
+    "An optimizer over all parameters"
+    return lambda groups: make(parameters(groups), lr=1e-5, weight_decay=DECAY, **options)
+
+
+def looking_ahead(wrap: Callable[[Optimizer], Optimizer]) -> Callable[[list[dict]], Optimizer]:
+    "A wrapper, five steps forward and one back, around torch's fused AdamW"
+    return lambda groups: wrap(one_group(AdamW, fused=True)(groups))
+
+
+def lookahead_of_pytorch_optimizer(base: Optimizer) -> Optimizer:
+    return importlib.import_module("pytorch_optimizer").Lookahead(base, k=5, alpha=0.5)
+
+
 OURS, FOREACH, FUSED = "DALS", "AdamW, foreach", "AdamW, fused"
 SIDES: dict[str, Callable[[list[dict]], Optimizer]] = {
-    OURS: ours(), "DALS, foreach=False": ours(foreach=False),
-    FOREACH: lambda groups: AdamW(parameters(groups), lr=1e-5, weight_decay=DECAY, foreach=True),
-    FUSED: lambda groups: AdamW(parameters(groups), lr=1e-5, weight_decay=DECAY, fused=True),
-    "SGD with momentum, foreach": lambda groups: SGD(parameters(groups), lr=1e-5, momentum=0.9, weight_decay=DECAY, foreach=True),
-    "LARS of pytorch_optimizer": theirs("LARS"),
-    "Lamb of pytorch_optimizer": theirs("Lamb")}
+    OURS: dals(), "DALS, fused=True": dals(fused=True), "DALS, foreach=False": dals(foreach=False),
+    "Lion": one_group(Lion), "Lion, fused=True": one_group(Lion, fused=True),
+    "LARS": one_group(LARS), "LARS, fused=True": one_group(LARS, fused=True),
+    "AdaBound": one_group(AdaBound), "AdaBound, fused=True": one_group(AdaBound, fused=True),
+    "Grokfast around SGD, fused": lambda groups: Grokfast(one_group(SGD, momentum=0.9, fused=True)(groups)),
+    "Lookahead around AdamW, fused": looking_ahead(Lookahead),
+    FOREACH: one_group(AdamW, foreach=True), FUSED: one_group(AdamW, fused=True),
+    "SGD with momentum, foreach": one_group(SGD, momentum=0.9, foreach=True),
+    "SGD with momentum, fused": one_group(SGD, momentum=0.9, fused=True),
+    "Lion of pytorch_optimizer": of("pytorch_optimizer", "Lion"), "Lion of timm": of("timm.optim", "Lion"),
+    "LARS of pytorch_optimizer": of("pytorch_optimizer", "LARS"), "LARS of timm": of("timm.optim", "Lars", momentum=0.9),
+    "AdaBound of pytorch_optimizer": of("pytorch_optimizer", "AdaBound"),
+    "Lookahead of pytorch_optimizer around AdamW, fused": looking_ahead(lookahead_of_pytorch_optimizer),
+    "Lamb of pytorch_optimizer": of("pytorch_optimizer", "Lamb")}
+PEERS = ("pytorch_optimizer", "timm")
 
-# (shapes, device): the most that DALS may take, as a fraction of the time of another
-GOALS = {("distilbert", "cpu"): {FOREACH: 0.45, FUSED: 2.5}, ("mlp", "cpu"): {FOREACH: 0.7},
-         ("distilbert", "cuda"): {FUSED: 1.6}}
-BUFFERS = 2.0 # and the most floats per parameter that it may keep between steps
+# (shapes, device): the most that ours may take on one thread, as a fraction of the time of another
+MLP = {"DALS": 1.5, "Lion": 1.0, "LARS": 1.7, "AdaBound": 1.7, "Grokfast around SGD, fused": 1.0, "Lookahead around AdamW, fused": 1.2}
+LARGE = {"DALS": 2.2, "DALS, fused=True": 1.7, "Lion": 1.7, "Lion, fused=True": 1.5, "LARS": 2.0, "LARS, fused=True": 1.7, "AdaBound": 2.8,
+         "AdaBound, fused=True": 2.0, "Grokfast around SGD, fused": 1.3, "Lookahead around AdamW, fused": 1.2}
+GOALS = {("distilbert", "cpu"): {(OURS, FOREACH): 0.45, **{(side, FUSED): goal for side, goal in LARGE.items()}},
+         ("mlp", "cpu"): {(OURS, FOREACH): 0.7, **{(side, FUSED): goal for side, goal in MLP.items()}},
+         ("distilbert", "cuda"): {(OURS, FUSED): 1.6}}
+BUFFERS = 2.0 # and the most floats per parameter that DALS may keep between steps
 LARS_WRITES = "LARS of pytorch_optimizer uses the gradients as scratch space, the others leave them as they are."
-NO_RIVALS = "LARS and Lamb of pytorch_optimizer are not measured: the package is missing here."
+ABSENT = "Not measured, for their packages are missing here: the optimizers of "
 
 
-def available_sides() -> dict[str, Callable[[list[dict]], Optimizer]]:
-    "All but those whose package is missing"
-    there = importlib.util.find_spec("pytorch_optimizer") is not None
-    return {name: build for name, build in SIDES.items() if there or "pytorch_optimizer" not in name}
+def available_sides(compiled: bool = True) -> dict[str, Callable[[list[dict]], Optimizer]]:
+    "All but those whose package is missing, and without what torch compiles if that is not wanted"
+    absent = absent_peers()
+    return {name: build for name, build in SIDES.items()
+            if not any(f"of {package}" in name for package in absent) and (compiled or "fused=True" not in name)}
+
+
+def absent_peers() -> list[str]:
+    return [package for package in PEERS if importlib.util.find_spec(package) is None]
 
 
 def missing(name: str) -> str | None:
@@ -149,12 +182,13 @@ def milliseconds(step: Callable[[], None], steps: int, place: torch.device) -> f
     return 1000 * (time.perf_counter() - started) / steps
 
 
-def measure(shapes: Shapes, place: torch.device, threads: list[int], rounds: int) -> tuple[int, dict[int, dict[str, list[float]]]]:
+def measure(shapes: Shapes, place: torch.device, threads: list[int], rounds: int,
+            compiled: bool) -> tuple[int, dict[int, dict[str, list[float]]]]:
     "The number of parameters, and for each number of threads and optimizer the time per step in each round"
     groups = shapes.groups(place)
     params = parameters(groups)
     grads = [p.grad.clone() for p in params]
-    steps = {name: stepping(build(groups), place) for name, build in available_sides().items()}
+    steps = {name: stepping(build(groups), place) for name, build in available_sides(compiled).items()}
     times: dict[int, dict[str, list[float]]] = {n: {name: [] for name in steps} for n in threads}
     for step in steps.values(): # allocate the state, compile what is compiled
         step()
@@ -170,12 +204,12 @@ def verdict(value: float, goal: float) -> str:
     return f"at most {goal:g}: {'met' if value <= goal else 'missed'}"
 
 
-def times_of(name: str, place: torch.device, threads: list[int], rounds: int, command: str) -> list[str]:
+def times_of(name: str, place: torch.device, threads: list[int], rounds: int, command: str, compiled: bool) -> list[str]:
     "Rows of the table of times"
     shapes = MODELS[name]
     if package := missing(name):
         return [f"| {shapes.what}: not measured, {package} is missing | | | | | | |"]
-    count, times = measure(shapes, place, threads, rounds)
+    count, times = measure(shapes, place, threads, rounds, compiled)
     rows = []
     for n, by_side in times.items():
         for side, mine in by_side.items():
@@ -184,7 +218,7 @@ def times_of(name: str, place: torch.device, threads: list[int], rounds: int, co
                 ratios = [a / b for a, b in zip(mine, by_side[rival], strict=True)]
                 middle = statistics.median(ratios)
                 cell = "1" if side == rival else f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                if side == OURS and (goal := GOALS.get((name, place.type), {}).get(rival)):
+                if n == threads[0] and (goal := GOALS.get((name, place.type), {}).get((side, rival))):
                     cell = f"{cell}; {verdict(middle, goal)}"
                 cells.append(cell)
             rows.append(f"| {shapes.what}, {count:,} parameters | {n} | {side} | {statistics.median(mine):.3f} | {' | '.join(cells)} "
@@ -219,12 +253,12 @@ def floats_alone(side: str, shapes: Shapes) -> tuple[float, float]:
         return pool.submit(floats, side, shapes, "cpu").result()
 
 
-def memory_of(place: torch.device, command: str) -> list[str]:
+def memory_of(place: torch.device, command: str, compiled: bool) -> list[str]:
     "Rows of the table of memory"
     if package := missing("distilbert"):
         return [f"| not measured, {package} is missing | | | | |"]
     rows, shapes = [], MODELS["distilbert"]
-    for side in available_sides():
+    for side in available_sides(compiled):
         if place.type == "cuda": # where torch counts, and one process will do
             kept, extra = floats(side, shapes, place.type)
         else:
@@ -259,13 +293,13 @@ def synchronization(place: torch.device) -> str:
     return "met"
 
 
-def page(only: list[str], place: torch.device, rounds: int) -> str:
+def page(only: list[str], place: torch.device, rounds: int, compiled: bool) -> str:
     "The page as Markdown"
     cuda = place.type == "cuda"
     on_gpu, counted = (" that lies on the GPU", "torch counts") if cuda else ("", "the operating system counts")
     command = "python benchmarks/step.py" + (" --device cuda" if cuda else "")
     threads = [1] if cuda else [1, 2]
-    packages = [f"{name} {version(name)}" for name in ("transformers", "pytorch_optimizer") if importlib.util.find_spec(name)]
+    packages = [f"{name} {version(name)}" for name in ("transformers", *PEERS) if importlib.util.find_spec(name)]
     lines = [f"""# One step of the optimizer{", on a GPU" if cuda else ""}
 
 On {device_name(place)}, {platform.system()}, {", ".join([f"torch {torch.__version__}", *packages])}.
@@ -274,10 +308,10 @@ Parameters and gradients are random, in single precision and in the shapes of th
 one after the other, in {rounds} rounds. A time is that of several steps in a row, per step, after one that does not count; the table shows
 its median over rounds. A ratio is taken within a round; shown are its median and in brackets the lowest and the highest. DALS stands for
 the path that it takes by default, on the groups of `layer_groups`, with a loss before every step{on_gpu}; the others have one group. Goals
-stand beside the numbers that they are about. DALS under `torch.compile` has no row: the rate is a plain number that changes from step to
-step, torch compiles anew for each until it reaches its limit, and from then on runs the step as it is.
+stand beside the numbers that they are about, those of one thread. All have weight decay, and LARS its ratio; Lookahead's time is the mean
+over its cycle of five steps.
 
-{LARS_WRITES if len(available_sides()) == len(SIDES) else NO_RIVALS}
+{ABSENT + " and ".join(absent_peers()) + "." if absent_peers() else LARS_WRITES}
 """]
     if cuda:
         lines.append(f'No synchronisation in a step of DALS, by `torch.cuda.set_sync_debug_mode("error")`: {synchronization(place)}.\n')
@@ -287,12 +321,12 @@ step, torch compiles anew for each until it reaches its limit, and from then on 
                   "| --- | --- | --- | --- | --- | --- | --- |"]
         for name in models:
             print(f"{name} ...", flush=True)
-            lines += times_of(name, place, threads, rounds, command)
+            lines += times_of(name, place, threads, rounds, command, compiled)
         lines.append("")
     if "memory" in only:
         print("memory ...", flush=True)
         with returned_memory():
-            rows = memory_of(place, command)
+            rows = memory_of(place, command, compiled)
         alone = "" if cuda else ", each optimizer in a process of its own"
         lines += ["## Memory", "", f"Floats per parameter beyond parameters and gradients, as {counted} them, DistilBERT's shapes{alone}: "
                   "kept from one step to the next, and held beside that at the worst moment of a step.",
@@ -310,13 +344,14 @@ def write_whole(out: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     choices = [*MODELS, "memory"]
-    parser = argparse.ArgumentParser(description="Measure a step of DALS beside other optimizers, in turn.")
+    parser = argparse.ArgumentParser(description="Measure a step of our optimizers beside those of others, in turn.")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="shapes to time, or memory")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--plain", action="store_true", help="leave out what torch compiles: fused=True of our optimizers")
     parser.add_argument("--out", type=Path, help="file to write; without it a full run writes step.md or step-cuda.md beside this file")
     options = parser.parse_args(arguments)
-    text = page(options.only, torch.device(options.device), options.rounds)
+    text = page(options.only, torch.device(options.device), options.rounds, not options.plain)
     print(text)
     own = "step-cuda.md" if options.device == "cuda" else "step.md"
     if out := options.out or (Path(__file__).with_name(own) if len(options.only) == len(choices) else None):

@@ -26,10 +26,11 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,8 +41,9 @@ from dals.lab.plans import (
 )
 
 if TYPE_CHECKING:
-    from dals.lab.store import Key, Store
-    from dals.lab.training import Run
+    from dals.lab.records import Config, Key, Run
+    from dals.lab.store import Store
+    from dals.recipes.strategies import Protocol
     from dals.paper.claims import Ruling
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-007
@@ -83,15 +85,15 @@ def parse_parameters(
     return values
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-011
-def _check_data(configs: Iterable[Mapping[str, Any]]) -> None:
+def _check_data(configs: Iterable["Config"]) -> None:
     "Refuses tasks whose data or backbone is not there."
-    for problem in absentees(config["task"] for config in configs).values():
+    for problem in absentees(config.task for config in configs).values():
         raise Refused(problem)
 
 
 def _missing(
-    configs: Sequence[Mapping[str, Any]], store: "Store", only_local: bool = False, again: bool = False,
-) -> list[dict[str, Any]]:
+    configs: Sequence["Config"], store: "Store", only_local: bool = False, again: bool = False,
+) -> list["Config"]:
     from dals.lab.store import Conflict
     from dals.lab.sweep import missing
     try:
@@ -134,7 +136,7 @@ def engine(
 
 def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
-    from dals.lab.store import blocked_by, code_notes, key_of, Store, StoreError
+    from dals.lab.store import blocked_by, code_notes, Store, StoreError
     from dals.lab.sweep import sweep
     store = Store()
     if problem := blocked_by(Path(store.local)):
@@ -155,7 +157,7 @@ def train(args: argparse.Namespace) -> int:
     if not todo:
         return 0
     _check_data(todo)
-    seconds = {key_of(config): second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
+    seconds = {config.key: second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
     with engine(args.engine, args.scheduler) as executor:
         store.prepare()
         return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds, minutes=args.minutes, again=args.again).failed else 0
@@ -170,59 +172,85 @@ def _mark(done: Sequence["Run"], wanted: Sequence[int], running: int, failed: in
     return " ".join([*marks, *[f"{running}r"] * bool(running), *[f"{failed}f"] * bool(failed)]) or "-"
 
 
+def _rules(protocol: str) -> "Protocol": # raises Refused
+    from dals.recipes.strategies import get_protocol
+    try:
+        return get_protocol(protocol)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _plans(tasks: Sequence[str], seeds: Sequence[int], rules: "Protocol", profile: str) -> dict[str, list["Config"] | None]:
+    "What there is to run, by task; None where the rates of a protocol that searches for them are not all found."
+    found: dict[str, list[Config] | None] = {}
+    for task in tasks:
+        try:
+            found[task] = plan([task], None, seeds, rules.name, profile)
+        except Refused:
+            if not rules.tuned:
+                raise
+            found[task] = None
+    return found
+
+
+def _status_table(
+    tasks: Sequence[str], strategies: Sequence[str], runs: Iterable["Run"], running: Iterable["Key"], failed: Iterable["Key"],
+    wanted: Sequence[int],
+) -> Iterator[str]:
+    "A column for each task, its name broken in two lines, and a row for each strategy."
+    done: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        done.setdefault((run.task, run.strategy), []).append(run)
+    at_work, lost = (Counter((key.task, key.strategy) for key in keys if not key.variant) for keys in (running, failed))
+
+    def mark(task: str, strategy: str) -> str:
+        where = task, strategy
+        return _mark(done.get(where, []), wanted, at_work[where], lost[where])
+    heads = [list(re.match(r"([^+-]*)(.*)", task).groups()) for task in tasks] # type: ignore[union-attr]
+    rows = [["", *(head for head, _ in heads)], ["", *(tail for _, tail in heads)],
+            *([strategy, *(mark(task, strategy) for task in tasks)] for strategy in strategies)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        yield "  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]).rstrip()
+
+
+def _task_line(
+    task: str, strategies: Sequence[str], runs: Iterable["Run"], planned: list["Config"] | None, wanted: Sequence[int],
+    everything: Sequence["Run"], args: argparse.Namespace,
+) -> str:
+    "What is done of a task, and what the rest would cost."
+    own = [run for run in runs if run.task == task]
+    done = {(run.strategy, run.seed) for run in own}
+    begun = {run.strategy for run in own}
+    full = {strategy for strategy in strategies if strategy in begun and all((strategy, seed) in done for seed in wanted)}
+    todo = [config for config in planned or () if config.strategy not in full and (config.strategy, config.seed) not in done]
+    local = sum(run.origin == "local" for run in own) # type: ignore[attr-defined]
+    budget = f" --profile {args.profile}" if args.profile != "paper" else ""
+    return (f"{task}: {len(full)} of {len(strategies)} cells complete, {counted(len(done), 'run')}, {local} of them local"
+            + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
+            + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if planned is None else ""))
+
+
 def status(args: argparse.Namespace) -> int:
     "Show which cells of tasks x strategies are complete, at work, failed or missing, and what the missing ones cost."
-    from dals.lab.store import code_notes, run_name, Store
-    from dals.recipes.strategies import strategies_of
-    store, wanted = Store(), parse_seeds(args.seeds)
+    from dals.lab.store import code_notes, Store
+    store, wanted, rules = Store(), parse_seeds(args.seeds), _rules(args.protocol)
     everything = store.runs(variant="*")
     runs = [run for run in everything if (run.profile, run.protocol, run.variant) == (args.profile, args.protocol, None)]
     running, failed = store.unfinished(profile=args.profile, protocol=args.protocol)
     tasks = args.task or columns([run.task for run in runs] + [key.task for key in [*running, *failed]])
-    configs: list[dict[str, Any]] = []
-    untuned = []
-    for task in tasks:
-        try:
-            configs += plan([task], None, wanted or [42], args.protocol, args.profile)
-        except Refused:
-            if args.protocol != "tuned":
-                raise
-            untuned.append(task)
-    having = strategies_of(args.protocol)
-    cells: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        cells.setdefault((run.task, run.strategy), []).append(run)
-
-    def cell(task: str, strategy: str) -> str:
-        here = [sum((key.task, key.strategy, key.variant) == (task, strategy, None) for key in keys) for keys in (running, failed)]
-        return _mark(cells.get((task, strategy), []), wanted, *here)
-
-    heads = [list(re.match(r"([^+-]*)(.*)", task).groups()) for task in tasks] # type: ignore[union-attr]
-    rows = [["", *(head for head, _ in heads)], ["", *(tail for _, tail in heads)],
-            *([strategy, *(cell(task, strategy) for task in tasks)] for strategy in having)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    plans = _plans(tasks, wanted or [42], rules, args.profile)
     print(f"profile {args.profile}, protocol {args.protocol}" + (f", seeds {seeds_text(wanted)}" if wanted else "")
           + f", records from {' and '.join(os.path.relpath(folder) for folder in (store.published, store.local))}")
-    for first, *others in rows:
-        print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]).rstrip())
+    print(*_status_table(tasks, rules.strategies, runs, running, failed, wanted), sep="\n")
     print("10 complete, ten seeds" + ("; 3/5 three of the five that are asked for" if wanted else "")
           + f"; * one or more diverged; 2r two at work; 1f one failed; - missing. Times are those of --jobs {args.jobs}")
-    budget = f" --profile {args.profile}" if args.profile != "paper" else ""
     for task in tasks:
-        done = {(run.strategy, run.seed) for run in runs if run.task == task}
-        full = {strategy for strategy in having if (task, strategy) in cells and all((strategy, seed) in done for seed in wanted)}
-        todo = [config for config in configs if config["task"] == task and config["strategy"] not in full
-                and (config["strategy"], config["seed"]) not in done]
-        local = sum(run.origin == "local" for run in runs if run.task == task) # type: ignore[attr-defined]
-        print(f"{task}: {len(full)} of {len(having)} cells complete, {counted(len(done), 'run')}, {local} of them local"
-              + (f"; {len(todo)} more to complete them, {cost_text(todo, everything, args.jobs)}" if todo else "")
-              + (f"; its rates are not all tuned: dals tune --task {task}{budget}" if task in untuned else ""))
-    for key, where in running.items():
-        if key.task in tasks:
-            print(f"at work: {run_name(key)}, {where}")
-    for key, reason in failed.items():
-        if key.task in tasks:
-            print(f"failed: {run_name(key)}: {reason}")
+        print(_task_line(task, rules.strategies, runs, plans[task], wanted, everything, args))
+    for word, which in (("at work: {}, {}", running), ("failed: {}: {}", failed)):
+        for key, text in which.items():
+            if key.task in tasks:
+                print(word.format(key, text))
     for note in code_notes(run for run in runs if run.task in tasks):
         print(f"note: {note}")
     return 0
@@ -230,10 +258,10 @@ def status(args: argparse.Namespace) -> int:
 
 def _named(name: str, what: str, store: "Store") -> None:
     "Refuses a name of a task, profile, protocol or strategy that neither dals nor a local record has."
-    from dals.recipes.strategies import HYPERPARAMETERS, STRATEGIES
+    from dals.recipes.strategies import PROTOCOLS, STRATEGIES
     from dals.lab.tasks import TASKS, get_task
     profiles = dict.fromkeys(profile for task in TASKS.values() for profile in task.profiles)
-    names: dict[str, Iterable[str]] = {"task": TASKS, "profile": profiles, "protocol": HYPERPARAMETERS, "strategy": STRATEGIES}
+    names: dict[str, Iterable[str]] = {"task": TASKS, "profile": profiles, "protocol": PROTOCOLS, "strategy": STRATEGIES}
     depth = ["task", "profile", "protocol", "strategy"].index(what) + 1
     if name not in {path.name for path in Path(store.local).glob("/".join("*" * depth))}: # such as a task of one's own
         try:
@@ -297,8 +325,7 @@ def lacks(
 ) -> list["Key"]: # none where its answer would not count
     "The runs that would settle it."
     from dals.paper.claims import BESIDE, OPEN
-    from dals.lab.store import key_of
-    return [key_of(config) for config in ruling.lacking] if ruling.verdict == OPEN and ruling.grade != BESIDE else []
+    return [config.key for config in ruling.lacking] if ruling.verdict == OPEN and ruling.grade != BESIDE else []
 
 
 def screen(
@@ -342,7 +369,7 @@ _PLURAL = {"holds": "hold", "does not hold": "do not hold", "open": "open", "no 
 class Agenda:
     "What open questions lack, and in which order it is run."
     order: list[tuple[tuple[str, Any], list["Key"]]] # part and ground -> runs that those before it left over, best first
-    todo: list[dict[str, Any]] # the configs of all of them, in that order
+    todo: list["Config"] # the configs of all of them, in that order
     here: Mapping["Key", float | None] # seconds of each run
     absent: dict[str, str] # task that cannot be run here -> the reason
     barred: dict[str, list[str]] # such a task -> the parts that ask for it
@@ -350,10 +377,9 @@ class Agenda:
 
     def lines(self, minutes: float | None) -> Iterator[str]:
         "The agenda in words."
-        from dals.lab.store import key_of
         parts = len({name for (name, _), _ in self.order})
         yield (f"{counted(len(self.todo), 'run')} to do for {counted(len(self.order), 'open question')} of {counted(parts, 'part')}"
-               + (f", {total(self.here[key_of(config)] for config in self.todo)}" if self.todo else "")
+               + (f", {total(self.here[config.key] for config in self.todo)}" if self.todo else "")
                + (f", none started after {_minutes(minutes)}" if self.todo and minutes else ""))
         spent: list[float | None] = []
         told: set[str] = set()
@@ -379,7 +405,7 @@ def _minutes(minutes: float) -> str:
 def agenda(
     found: Mapping[str, Sequence["Ruling"]], # part -> its rulings
     names: Iterable[str], # the parts that are open
-    configs: Mapping["Key", dict[str, Any]], # of every run that a ruling lacks
+    configs: Mapping["Key", "Config"], # of every run that a ruling lacks
     here: Mapping["Key", float | None], # what each costs on this machine, in seconds
     absent: dict[str, str], # task that cannot be run here -> the reason
     store: "Store", # where finished runs are
@@ -397,7 +423,7 @@ def agenda(
 def decide(args: argparse.Namespace) -> int:
     "Show what each part of each claim lacks, and run what decides the most per minute."
     from dals.paper.claims import OPEN, PARTS, VERDICTS, rulings, standing
-    from dals.lab.store import key_of, Store
+    from dals.lab.store import Store
     from dals.lab.sweep import sweep
     from dals.lab.training import device_name, find_device
     names = {part.name: part.claim for part in PARTS}
@@ -411,7 +437,7 @@ def decide(args: argparse.Namespace) -> int:
     store = Store()
     runs = store.runs(variant="*")
     found = rulings(runs, profile, chosen)
-    configs = {key_of(config): {**config, "device": args.device, "fast": args.fast}
+    configs = {config.key: replace(config, device=args.device, fast=args.fast)
                for row in found.values() for ruling in row for config in ruling.lacking}
     here, gpu = (dict(zip(configs, prices([*configs.values()], runs, device, args.jobs), strict=True)) for device in (place, "cuda"))
     absent = absentees(key.task for key in configs)
@@ -437,7 +463,7 @@ def decide(args: argparse.Namespace) -> int:
         print("with --minutes N they are run, best first")
         return 0
     store.prepare()
-    seconds = {key_of(config): second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
+    seconds = {config.key: second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
     swept = sweep(work.todo, store, args.jobs, expected=seconds, minutes=args.minutes)
     after = rulings(store.runs(variant="*"), profile, open_ones)
     print("part  before  now")
@@ -650,6 +676,7 @@ def compare(
 def verify(args: argparse.Namespace) -> int:
     "Run stored records again, picked at random among those that this machine can repeat soon, and compare."
     import torch
+    from dals.lab.records import Config
     from dals.lab.store import Store
     from dals.lab.sweep import duration, run_one
     from dals.lab.tasks import TASKS
@@ -673,9 +700,9 @@ def verify(args: argparse.Namespace) -> int:
     try:
         for number, record in enumerate(picked, 1):
             torch.set_num_threads(record.threads)
-            config = {part: getattr(record, part) for part in ("task", "strategy", "seed", "protocol", "profile")}
             fast = record.compiled or record.precision != "float32"
-            agrees, text = compare(record, run_one({**config, "overrides": record.config["overrides"], "fast": fast}))
+            agrees, text = compare(record, run_one(Config(record.task, record.strategy, record.seed, record.protocol, record.profile,
+                                                          record.config["overrides"], fast=fast)))
             wrong += not agrees
             print(f"[{number}/{len(picked)}] {record.task} {record.strategy}, seed {record.seed}: {text}" + ("" if agrees else "; TOO FAR"))
     finally:
@@ -712,7 +739,7 @@ def tune(args: argparse.Namespace) -> int:
     from dals.lab.tuning import multiple, rates, tune as searched
     configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
     _check_data(configs)
-    names = [config["strategy"] for config in configs]
+    names = [config.strategy for config in configs]
     found = searched(args.task, names, Store(), profile=args.profile, device=args.device, fast=args.fast, jobs=args.jobs)
     width = max(map(len, names))
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")

@@ -22,11 +22,12 @@ from dals.paper.ablation import (
     without_progress,
 )
 from dals.recipes.ablation import DETECTORS, FACTORS, averaging, by_epoch
-from dals.lab.store import complete, Store
-from dals.lab.store import settings as settings_of
+from dals.lab.records import Config
+from dals.lab.store import Store
 from dals.lab.statistics import paired
 from dals.recipes.strategies import STRATEGIES
 from dals.lab.training import fit
+from dals.lab.training import settings as settings_of
 from dals.lab.tuning import TUNING_SEEDS
 
 
@@ -133,7 +134,7 @@ def test_names_and_overrides_of_all_cells_and_rates_are_distinct():
     configs = [config for lr in RATES for config in asked("synthetic", CELLS, [0], lr)]
     configs += [config for lr in RATES for name in DETECTORS for config in asked("synthetic", [ALL], [0], lr, name)]
     assert len({config["variant"] for config in configs}) == (20 + len(DETECTORS)) * len(RATES)
-    assert len({str(settings_of(complete(config))) for config in configs}) == (20 + len(DETECTORS)) * len(RATES)
+    assert len({str(settings_of(Config.of(config))) for config in configs}) == (20 + len(DETECTORS)) * len(RATES)
 
 
 @given(st.lists(st.floats(1e-3, 10), min_size=2, max_size=60), st.floats(0.1, 10))

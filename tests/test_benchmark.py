@@ -21,7 +21,7 @@ from dals.lab.compare import check, Comparison, default_target, load_task, stack
 from dals.cli import main
 from dals.lab.store import Conflict, Store
 from dals.lab.sweep import run_one
-from dals.recipes.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
+from dals.recipes.strategies import PAPER, STRATEGIES
 from dals.lab.tasks import TASKS, Budget, get_task, Unavailable
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
@@ -480,19 +480,16 @@ def test_what_counts_as_a_guard(root, program, found):
 
 
 def test_strategies_that_the_file_registers_are_known_on_the_command_line(root, capsys, monkeypatch):
-    for names in (STRATEGIES, COMPOSITIONS["paper"], *(HYPERPARAMETERS["paper"][regime] for regime in ("scratch", "finetune"))):
+    for names in (STRATEGIES, PAPER.compositions, *PAPER.settings.values()):
         monkeypatch.setitem(names, "Plain", None) # so that it is taken out again
     (root / "plain.py").write_text(FILE.replace("from beside import CLASSES", """
 from dals.optim.schedule import constant
-from dals.recipes.strategies import HYPERPARAMETERS, strategy
+from dals.recipes.strategies import strategy
 CLASSES = 3
 
-@strategy("Plain", "home-made", "SGD", "nobody's")
+@strategy("Plain", "home-made", "SGD", "nobody's", scratch={"lr": 0.1}, finetune={"lr": 0.1})
 def plain(model, plan, *, lr):
     return torch.optim.SGD(model.parameters(), lr), constant
-
-for regime in ("scratch", "finetune"):
-    HYPERPARAMETERS["paper"][regime]["Plain"] = {"lr": 0.1}
 """), encoding="utf-8")
     words = ["benchmark", "plain.py:task", "--strategy", "Plain", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]
     assert main(words) == 0

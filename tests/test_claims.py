@@ -22,9 +22,10 @@ from dals.paper.claims import (
 )
 from dals.paper.published import CLAIMS, TABLE2
 from dals.lab.render import save_table
-from dals.lab.store import complete, key_of, settings, Store
+from dals.lab.store import Store
 from dals.recipes.strategies import STRATEGIES
-from dals.lab.training import Run
+from dals.lab.records import Config, Run
+from dals.lab.training import settings
 
 ROOT = Path(__file__).parents[1]
 PART = {part.name: part for part in PARTS}
@@ -303,7 +304,7 @@ def test_nothing_is_open_that_the_published_records_decide(found, second):
                 continue
             assert second.verdict(name, ruling.ground) == OPEN
             assert ruling.missing >= len(ruling.lacking) == min(LISTED, ruling.missing)
-            keys = [key_of(complete(config)) for config in ruling.lacking]
+            keys = [config.key for config in ruling.lacking]
             assert len({*keys}) == len(keys)
             for key in keys: # none is there, and each is one that would count
                 assert not Store(published=ROOT / "results", local="no such folder").path(key, "published").exists()
@@ -325,10 +326,10 @@ def test_missing_runs_are_those_that_the_rule_asks_for(found, second):
 def test_what_a_part_lacks_can_be_trained(found):
     for ruling in (ruling for row in found.values() for ruling in row):
         for config in ruling.lacking[:3]:
-            assert settings(config)["epochs"] and {"task", "strategy", "seed", "protocol", "profile"} <= {*config}
-            assert ("overrides" in config) == ("variant" in config or config["protocol"] == "tuned")
-            if "variant" in config:
-                assert config["strategy"] == STLR and config["variant"] in (UNDONE, ALL_UNDONE) and config["overrides"]["twice"] is False
+            assert settings(config)["epochs"]
+            assert bool(config.overrides) == (config.variant is not None or config.protocol == "tuned")
+            if config.variant:
+                assert config.strategy == STLR and config.variant in (UNDONE, ALL_UNDONE) and config.overrides["twice"] is False
 
 
 def test_the_papers_seed_and_the_tuning_seeds_change_nothing(published, found):
@@ -484,7 +485,7 @@ def test_c3_two_tasks_and_a_planned_rival():
     assert verdicts(lead + race(ahead, range(5), **TREC), "C3b") == [FAILS]
     assert verdicts(race({**FLAT, "AdamW": 97.0}) + race(behind, range(5), **TREC), "C3b") == [FAILS]
     assert grades(lead + race(behind, range(5), protocol="paper", **TREC_CUT), "C3b") == (OPEN, OWN) # survivors of the same protocol
-    assert {config["strategy"] for config in rulings(lead, names=["C3b"])["C3b"][2].lacking} == {"DALS", "Lion", "AdamW"}
+    assert {config.strategy for config in rulings(lead, names=["C3b"])["C3b"][2].lacking} == {"DALS", "Lion", "AdamW"}
     everywhere = [run for task in Second.FIVE.values() for run in race({**FLAT, "DALS": 97.0}, task=task)]
     assert verdicts(everywhere, "C3a") == [FAILS] and verdicts(lead, "C3a") == [OPEN]
     assert verdicts(race({**FLAT, "DALS": 97.0}) + race({**FLAT, "Adam": 97.0}, task="imdb"), "C3a") == [HOLDS]
@@ -501,7 +502,7 @@ def test_c4_where_and_why_it_collapses():
     for level, expected in ((90.0, HOLDS), (65.0, FAILS)):
         assert grades(tuned + race({STLR: level}, range(5), variant=UNDONE, **TREC), "C4e") == (expected, STANDIN)
     lacking = rulings(tuned, names=["C4e"])["C4e"][1].lacking
-    assert {(config["variant"], config["seed"]) for config in lacking} == {(v, seed) for v in (UNDONE, ALL_UNDONE) for seed in range(6)}
+    assert {(config.variant, config.seed) for config in lacking} == {(v, seed) for v in (UNDONE, ALL_UNDONE) for seed in range(6)}
     assert overall(by_claim(rulings(deep + tuned + mended, names=["C4"]))["C4"]) == PARTLY
 
 
@@ -527,7 +528,7 @@ def test_c6_other_rivals_at_the_stand_ins_full_budget():
     assert grades(cut + full, "C6b") == (HOLDS, STANDIN)
     assert grades(cut + full[8:], "C6b") == (FAILS, CUT)          # without Cosine itself
     lacking = rulings(cut, names=["C6b"])["C6b"][2].lacking
-    assert len(lacking) == 6 * 8 and [config["seed"] for config in lacking[:7]] == [0] * 6 + [1] # complete seeds first
+    assert len(lacking) == 6 * 8 and [config.seed for config in lacking[:7]] == [0] * 6 + [1] # complete seeds first
 
 
 def test_c7_and_c8():
@@ -540,8 +541,8 @@ def test_c7_and_c8():
         assert verdicts(race({FIXED: 96.0, DISC: level}, range(6), **TREC), "C8c") == [expected]
     tuned = race({FIXED: 96.0, DISC: 96.0}, range(4), protocol="tuned", **TREC_CUT)
     (ruling,) = rulings(tuned, names=["C8f"])["C8f"]
-    assert ruling.verdict == OPEN and {config["seed"] for config in ruling.lacking} == {4, 5}
-    assert all(config["overrides"] == {"lr": 0.5} for config in ruling.lacking) # the rates of the runs that are there
+    assert ruling.verdict == OPEN and {config.seed for config in ruling.lacking} == {4, 5}
+    assert all(config.overrides == {"lr": 0.5} for config in ruling.lacking) # the rates of the runs that are there
     assert verdicts(tuned + race({FIXED: 96.0, DISC: 96.0}, [4], protocol="tuned", **TREC_CUT), "C8f") == [HOLDS]
     assert "searched first" in rulings([], names=["C8f"])["C8f"][0].evidence
 
@@ -588,12 +589,12 @@ def test_running_what_it_lacks_settles_a_part(name):
     soon = {"DALS": 9, "DALS-Fast": 2, "DALS-Acc": 3}
 
     def run(config):
-        shift = 15.0 if config.get("variant") == UNDONE else 0.0
-        if config["task"] != "synthetic-released":
-            shift += {STLR: 5.0, DISC: -1.0}.get(config["strategy"], 0.0)
-        mine = {config["strategy"]: level[config["strategy"]] + shift}
-        return race(mine, [config["seed"]], epochs=soon, task=config["task"], protocol=config["protocol"], profile=config["profile"],
-                    variant=config.get("variant"))[0]
+        shift = 15.0 if config.variant == UNDONE else 0.0
+        if config.task != "synthetic-released":
+            shift += {STLR: 5.0, DISC: -1.0}.get(config.strategy, 0.0)
+        mine = {config.strategy: level[config.strategy] + shift}
+        return race(mine, [config.seed], epochs=soon, task=config.task, protocol=config.protocol, profile=config.profile,
+                    variant=config.variant)[0]
     runs = []
     for _ in range(4):
         ruling = rulings(runs, names=[name])[name][0]
@@ -606,7 +607,7 @@ def test_running_what_it_lacks_settles_a_part(name):
 def test_a_rehearsal_is_called_one_and_asks_for_smoke_runs_only():
     found = rulings([], "smoke")
     assert {ruling.grade for row in found.values() for ruling in row} == {REHEARSAL, PAPER}
-    assert {config["profile"] for row in found.values() for ruling in row for config in ruling.lacking} == {"smoke"}
+    assert {config.profile for row in found.values() for ruling in row for config in ruling.lacking} == {"smoke"}
     runs = race({FIXED: 96.0, DISC: 90.0}, range(6), task="trec6+minilm-l6", profile="smoke")
     ruling = standing(rulings(runs, "smoke", ["C8c"])["C8c"])
     assert (ruling.verdict, ruling.grade) == (FAILS, REHEARSAL) and verdicts(runs, "C8c") == [OPEN]
@@ -646,7 +647,7 @@ def test_further_seeds_count_and_are_asked_for_in_order():
     restless = [replace(run, epochs_to={"90": 5 + 3 * (run.seed % 2)}) if run.strategy == "DALS" else run for run in runs]
     ruling = standing(rulings(restless, names=["C2d"])["C2d"])
     assert ruling.verdict == OPEN and "By estimate" in ruling.evidence
-    seeds = sorted({config["seed"] for config in ruling.lacking})
+    seeds = sorted({config.seed for config in ruling.lacking})
     assert seeds[0] == 10 and 42 not in seeds and ruling.missing == 2 * (int(re.search(r"estimate (\d+) seeds", ruling.evidence)[1]) - 10)
     more = [replace(run, epochs_to={"90": 9}) if run.strategy == "DALS" else run
             for run in race(FLAT, range(10, 60), epochs={"DALS-Fast": 2})]
@@ -727,7 +728,7 @@ def test_the_page_is_whole_and_shows_every_grade_beside_its_verdict(found, tmp_p
 
 def test_everything_on_the_page_is_escaped():
     nasty = "<b>&\"'"
-    config = {"task": nasty, "strategy": nasty, "seed": 0, "protocol": "released", "profile": "paper"}
+    config = Config(nasty, nasty, 0, "released")
     ruling = Ruling(PART["C8c"], PART["C8c"].grounds[0], OPEN, nasty, nasty, 3, (config,), 1)
     html = claims_html({"C8c": [ruling]})
     assert "<b>&" not in html and html.count("&lt;b&gt;&amp;") == 4

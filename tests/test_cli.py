@@ -26,6 +26,7 @@ from dals.cli import main, parser
 from dals.lab.plans import columns, cost, expected, parse_seeds, plan, seeds_text
 from dals.recipes.released import VARIANTS
 from dals.paper.page import check_parameters
+from dals.lab.records import Key
 from dals.lab.store import claimed, Store
 from dals.lab.sweep import run_one
 from dals.recipes.strategies import STRATEGIES
@@ -213,7 +214,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
     assert main(["train", "--task", "synthetic", "--strategy", "DALS", "--profile", "smoke", "--jobs", "1"]) == 0
     record, = Store().runs()
     asked = []
-    monkeypatch.setattr("dals.lab.sweep.run_one", lambda config: asked.append(config["fast"]) or record)
+    monkeypatch.setattr("dals.lab.sweep.run_one", lambda config: asked.append(config.fast) or record)
     for changes in ({}, {"precision": "bfloat16"}, {"compiled": True}):
         Store().path(record, "local").write_text(json.dumps({**record.to_dict(), **changes}), encoding="utf-8")
         assert main(["verify", "-n", "1"]) == 0
@@ -223,7 +224,7 @@ def test_a_record_is_repeated_on_the_path_that_made_it(root, monkeypatch):
 def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     words = ["train", "--task", "synthetic", "--strategy", "DALS", "AdamW", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--strategy", "DALS"]) == 0
-    published = Store().path(("synthetic", "smoke", "paper", "DALS", 42), "published")
+    published = Store().path(Key("synthetic", "smoke", "paper", "DALS", 42), "published")
     record = json.loads(published.read_text(encoding="utf-8"))
     assert main(["verify", "-n", "1", "--task", "synthetic", "--within", "60", "--pick", "1"]) == 0
     capsys.readouterr()
@@ -255,8 +256,8 @@ def test_records_that_do_not_fit_are_named_and_nothing_is_lost(root, capsys):
     published.write_text("{", encoding="utf-8")
     assert main(["status", "--profile", "smoke", "--task", "synthetic"]) == 0
     out, err = capsys.readouterr()
-    assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged, was set aside" in err
-    assert published.with_name("42.json.damaged").read_text(encoding="utf-8") == "{"
+    assert "warning: the published record synthetic/smoke/paper/DALS/42.json is damaged and counts as not done" in err
+    assert published.read_text(encoding="utf-8") == "{"
 
 
 def test_a_task_without_its_data_says_so_in_one_sentence(root, capsys, monkeypatch):
@@ -303,7 +304,7 @@ def test_status_tells_complete_from_partial_running_failed_and_missing(root, cap
     store.put(diverged)
 
     def key(strategy, seed):
-        return ("synthetic", "smoke", "paper", strategy, seed)
+        return Key("synthetic", "smoke", "paper", strategy, seed)
     for strategy, seed, text in (("Adam", 0, "ArithmeticError: the rate is on fire\nTraceback"), ("Lion", 1, "OSError: no room"),
                                  ("DALS", 0, "OSError: an old story, there is a record")):
         path = store.path(key(strategy, seed)).with_suffix(".failed")
@@ -360,7 +361,7 @@ def test_the_cost_of_a_run_comes_from_the_nearest_records(root):
     older = timed(300.0, device="cpu (abacus)", profile="paper")
     assert expected([full], [timed(3.0), older]) == pytest.approx([3 * work]) # our device first
     assert expected([smoke], [far, timed(3.0, strategy="SAM"), timed(9.0, strategy="gone"), timed(9.0, task="gone")]) == [1.5]
-    assert cost([smoke, smoke, {**smoke, "task": "synthetic-released"}], [timed(2.0), timed(4.0)]) == (6.0, 1)
+    assert cost([smoke, smoke, replace(smoke, task="synthetic-released")], [timed(2.0), timed(4.0)]) == (6.0, 1)
 
 
 def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch):

@@ -74,12 +74,13 @@ COMMON = ((dict(lr=-1.0), "lr must be at least 0, not -1"), (dict(lr=float("nan"
           (dict(lr=torch.tensor(0.1, requires_grad=True)), "Tensor lr must be 1-element without grad"))
 BETAS = ((dict(betas=(1.0, 0.9)), "Both betas must lie"), (dict(betas=(0.9, -0.1)), "Both betas must lie"),
          (dict(betas=(0.9,)), "Both betas must lie"))
-OURS = dict(supported_impls=(), not_og_supported_flags=(), supports_complex=False)
+FUSED = dict(supports_fused_on=("cpu",), supports_complex=False)
+OURS = dict(supported_impls=("fused",), not_og_supported_flags=("fused",), **FUSED)
 DALS_ERRORS = ((dict(lr=-1.0), "lr must be a finite number of at least 0"), (dict(alpha=TENSOR), "must be a plain number, not a"),
                (dict(lr=torch.tensor(0.1, requires_grad=True)), "Tensor lr must be 1-element without grad"),
                (dict(momentum=1.0), "momentum must be in"), (dict(weight_decay=-1.0), "weight_decay must be"),
                (dict(alpha=1.0), "alpha must be in"), (dict(trust_clip=(2.0, 1.0)), "trust_clip must be"))
-PHASED = dict(supported_impls=("foreach",), not_og_supported_flags=("foreach",), supports_complex=False, step_requires_closure=True)
+PHASED = dict(supported_impls=("foreach", "fused"), not_og_supported_flags=("foreach", "fused"), step_requires_closure=True, **FUSED)
 
 INFOS = {info.name: info for info in (
     OptimizerInfo(AdaBound, **OURS, optim_error_inputs_func=errors(
@@ -275,7 +276,7 @@ def test_the_entry_in_the_database_is_true(name):
     assert supports(name, "tensor lr") == any(isinstance(x.kwargs.get("lr"), torch.Tensor) for x in info.optim_inputs_func("cpu"))
     assert not info.has_capturable_arg and not info.only_supports_sparse_grads and info.supports_param_groups
     if name in ("AdaBound", "lars", "Lion"):  # arguments that do not exist
-        for flag in FLAGS:
+        for flag in set(FLAGS) - {"fused"}:
             with pytest.raises(TypeError, match=f"unexpected keyword argument '{flag}'"):
                 make(name, weights(), **{flag: True})
 

@@ -20,7 +20,9 @@ import dals.lab.store
 from dals.paper.claims import OPEN, PARTS, rulings, standing
 from dals.cli import main, total
 from dals.lab.plans import by_worth, expected, prices, shared_time
-from dals.lab.store import key_of, Store
+from dals.lab.records import Config
+from dals.lab.store import Store
+from dals.lab.training import settings
 from dals.lab.sweep import duration, run_one
 from dals.lab.tasks import TASKS, Unavailable
 
@@ -50,8 +52,8 @@ def rows(out: str) -> dict[str, str]:
 
 
 def stored(record, strategy: str, seed: int, **more) -> None:
-    Store().put(replace(record, strategy=strategy, seed=seed, config={**dals.lab.store.settings(
-        {"task": record.task, "strategy": strategy, "protocol": record.protocol, "profile": record.profile}),
+    Store().put(replace(record, strategy=strategy, seed=seed, config={**settings(
+        Config(record.task, strategy, protocol=record.protocol, profile=record.profile)),
         "steps_per_epoch": record.config["steps_per_epoch"]}, **more))
 
 
@@ -128,13 +130,13 @@ def test_prices_equal_a_computation_by_hand(root, record, capsys):
 def test_a_task_without_records_costs_what_the_slowest_task_with_its_encoder_does(record):
     def run(task, seconds, **changes):
         return replace(record, task=task, profile="cpu", seconds=seconds, **changes)
-    config = {"task": "imdb+minilm-l6", "strategy": "Fixed SGD", "protocol": "released", "profile": "cpu"}
+    config = Config("imdb+minilm-l6", "Fixed SGD", protocol="released", profile="cpu")
     runs = [run("rte+minilm-l6", 90.0), run("trec6+minilm-l6", 90.0), run("synthetic", 1e6), run("cifar10+jpeg", 1e6)]
     slowest = 90 / ((1245 + 277 / 3) * 128) # of RTE; TREC-6 sees three epochs of 1,600 questions in that time
     assert expected([config], runs) == pytest.approx([slowest * (4000 + 500 / 3) * 64])
-    assert expected([{**config, "strategy": "SAM"}], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
+    assert expected([replace(config, strategy="SAM")], runs) == pytest.approx([2 * slowest * (4000 + 500 / 3) * 64])
     assert expected([config], [*runs, run("imdb+minilm-l6", 60.0)]) == [60.0]
-    assert expected([config], runs[2:]) == [None] and expected([{**config, "task": "imdb"}], runs) == [None]
+    assert expected([config], runs[2:]) == [None] and expected([replace(config, task="imdb")], runs) == [None]
 
 
 def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
@@ -149,7 +151,7 @@ def test_a_gpu_is_paid_for_the_moments_that_it_was_busy(record):
         for i in at_work:
             by_second[i] += 1 / len(at_work)
     assert shares == pytest.approx(by_second) and sum(shares) == pytest.approx(31) # 0 to 30 and 50 to 51
-    config = {"task": record.task, "strategy": "Fixed SGD", "protocol": "released", "profile": "smoke"}
+    config = Config(record.task, "Fixed SGD", protocol="released", profile="smoke")
     assert prices([config], runs, "cuda") == pytest.approx([31 / 6]) and prices([config], runs, "cpu (E)") == [None]
 
 
@@ -185,7 +187,7 @@ def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, mo
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "5"]) == 0
     out = capsys.readouterr().out
     assert "not here: C8a on synthetic. synthetic is at the cleaner's: fetch it" in out
-    assert {config["task"] for config in swept} == {"synthetic-released"}
+    assert {config.task for config in swept} == {"synthetic-released"}
 
 
 def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch):
@@ -200,7 +202,7 @@ def test_decide_stops_when_the_time_is_up_and_goes_on(root, capsys, monkeypatch)
             return 1e9 + 30 * len(started)
 
     def half_a_minute(config):
-        started.append(key_of(config))
+        started.append(config.key)
         return run_one(config)
 
     def threads(*args, **more):

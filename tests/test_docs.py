@@ -163,7 +163,7 @@ def test_help_prints_every_meaning():
 
 
 def test_the_hyperparameters_that_build_takes_by_name_are_those_of_the_papers_eighteen():
-    tables = strategies.HYPERPARAMETERS["paper"].values()
+    tables = strategies.PAPER.settings.values()
     wanted = {key for rows in tables for name in published.TABLE2 for key in rows[name]}
     assert set(strategies.Overrides.__annotations__) == wanted == set(described(strategies.Overrides))
 

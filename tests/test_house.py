@@ -33,7 +33,7 @@ PLANTED = {  # a line at the end of a module, and what the check says of it
     "in a function": ("recipes/strategies.py", "def late():\n    from dals.paper import claims", "imports dals.paper.claims: recipes may"),
     "for types alone": ("lab/tasks.py", "if TYPE_CHECKING:\n    from dals.cli import main", "imports dals.cli: lab may import"),
     "lesson and recipes": ("lesson/fixed.py", "import dals.recipes.replay", "imports dals.recipes.replay: lesson may import optim."),
-    "by its name": ("recipes/strategies.py", 'TASKS = Registry("dals.lab.texts")', "imports dals.lab.texts: recipes may import optim."),
+    "by its name": ("recipes/strategies.py", 'TASKS = Registry("dals.lab.texts:RTE")', "imports dals.lab.texts: recipes may import optim."),
     "by the door": ("lab/store.py", "from dals import fit", "takes fit from the package itself"),
     "another package": ("optim/joint.py", "import numpy as np", "imports numpy: optim needs torch and the standard library alone."),
     "triton unguarded": ("optim/kernels.py", "import triton", "imports triton: optim needs torch and the standard library alone."),

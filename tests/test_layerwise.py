@@ -768,6 +768,23 @@ def test_a_recurrent_stack_in_one_module_is_a_layer_each(kind, options):
         assert [len(group["params"]) for group in groups] == [1, *[tensors] * 11, 2]
     assert [group["name"] for group in layer_groups(Tagger(kind, num_layers=1))] == ["words", "rnn", "head"]
     assert [group["name"] for group in layer_groups(nn.LSTM(2, 2, num_layers=2))] == ["0", "1"]
+    inside = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"rnn": kind(2, 2, num_layers=2, **options)}), nn.Linear(2, 2))
+    assert [group["name"] for group in layer_groups(inside)] == ["0", "1.rnn.0", "1.rnn.1", "2"] # in an item of a chain too
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, num_layers=2)
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+def test_a_recurrent_stack_behind_a_class_of_somebodys_own_is_opened():
+    model = nn.Sequential(nn.Linear(3, 4), Recurrent(), nn.Linear(4, 2))
+    for groups in (layer_groups(model), layer_groups(model, torch.ones(5, 1, 3))):
+        assert [group["name"] for group in groups] == ["0", "1.lstm.0", "1.lstm.1", "2"]
 
 
 def test_place():

@@ -17,9 +17,10 @@ def folder(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    tool = tmp_path / ".venv" / "bin" / "dals"
-    tool.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > called\n", encoding="utf-8")
-    tool.chmod(0o755)
+    for name in ("dals", "python", "nbdev_docs"):
+        tool = tmp_path / ".venv" / "bin" / name
+        tool.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > called_{name}\n", encoding="utf-8")
+        tool.chmod(0o755)
     (tmp_path / ".venv" / "installed").write_text(
         f"{tmp_path} {sys.version.split()[0]} {sys.base_prefix}\n", encoding="utf-8")
     return tmp_path
@@ -33,7 +34,8 @@ def make(folder, *arguments):
                                    '" && touch stolen "'])
 def test_seeds_reach_the_program_as_they_were_typed_and_run_nothing(folder, seeds):
     make(folder, "reproduce", f"SEEDS={seeds}")
-    assert (folder / "called").read_text(encoding="utf-8").splitlines() == ["reproduce", "--seeds", seeds, "--jobs", "2"]
+    assert (folder / "called_dals").read_text(encoding="utf-8").splitlines() == ["reproduce", "--seeds", seeds, "--jobs", "2"]
+    assert (folder / "called_python").read_text(encoding="utf-8").splitlines() == ["tools/book.py"]
     assert not (folder / "stolen").exists()
 
 
@@ -58,3 +60,14 @@ def test_help_lists_every_command_and_check_installs_nothing_where_there_is_an_e
     assert "pip" not in make(folder, "-n", "check")
     for name in re.search(r"^FAST = (.*)$", makefile, re.M)[1].split():
         assert (ROOT / name).exists(), name
+
+
+def test_docs_without_quarto_is_one_sentence_and_runs_nothing(folder, tmp_path):
+    (tmp_path / "tools").mkdir()
+    for name in ("sh", "sed", "printf", "cat", "make"):
+        (tmp_path / "tools" / name).symlink_to(shutil.which(name))
+    done = subprocess.run([tmp_path / "tools" / "make", f"PYTHON={sys.executable}", "docs"], cwd=folder, capture_output=True, text=True,
+                          env={"PATH": str(tmp_path / "tools")})
+    assert done.returncode and done.stderr.splitlines()[0] == (
+        "make docs needs Quarto, from https://quarto.org: install it first, or use make book, which does without")
+    assert not (folder / "called_nbdev_docs").exists()

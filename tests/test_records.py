@@ -14,7 +14,9 @@ from scipy import stats
 from dals.paper.published import SEED42, TABLE2, TABLE3
 from dals.paper.tables import column_measures, table2, table2_html, table2_notes
 from dals.recipes.released import VARIANTS
-from dals.lab.store import settings, Store
+from dals.lab.records import Config
+from dals.lab.store import Store
+from dals.lab.training import settings
 from dals.recipes.strategies import STRATEGIES
 from dals.lab.tasks import get_task
 from dals.lab.tuning import TUNING_SEEDS, choice, rates
@@ -37,9 +39,8 @@ def test_every_record_has_the_settings_that_the_code_has_today():
     for run in RUNS:
         if run.variant and run.variant.startswith("validation-"):
             continue  # chosen by an experiment that scales the multiplier itself
-        config = {part: getattr(run, part) for part in ("task", "strategy", "seed", "protocol", "profile", "variant")}
         asked_for = run.config["overrides"] if run.protocol in ("tuned", "ablation") else VARIANTS[run.variant].undo if run.variant else {}
-        asked = settings({**config, "overrides": asked_for})
+        asked = settings(Config(run.task, run.strategy, run.seed, run.protocol, run.profile, asked_for, run.variant))
         assert {**run.config, **asked} == run.config, (run.task, run.strategy, run.seed, run.variant)
 
 

@@ -536,6 +536,13 @@ def test_what_records_say_never_becomes_html_in_markdown_or_on_the_page(tmp_path
     assert "<" in said and "<" not in shown and "&lt;script>" in shown
 
 
+@pytest.mark.parametrize("text, shown", [
+    ("[x](javascript:alert(1))", "[x](#javascript:alert(1))"), ("[x]( JavaScript:a)", "[x]( #JavaScript:a)"), ("[x]: data:text/html,a",
+    "[x]: #data:text/html,a"), ("[x](https://example.org)", "[x](https://example.org)"), ("[x](../a.ipynb#b)", "[x](../a.ipynb#b)")])
+def test_no_link_in_markdown_is_a_program(text, shown):
+    assert markdown(text)._repr_markdown_() == shown
+
+
 PAGES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,18 @@ from hypothesis import strategies as st
 import dals.lab.sweep
 import dals.lab.store
 from dals.lab.intervals import binomial_se, prediction_interval, summary
-from dals.lab.store import Conflict, Key, key_of, NewerRecord, Store, StoreError
+from dals.lab.records import Config, Key, Run
+from dals.lab.store import Conflict, NewerRecord, Store, StoreError
 from dals.lab.sweep import sweep
-from dals.lab.training import Run
+from dals.lab.training import settings
 
 
-def made_up(config: dict) -> Run:
+def made_up(config: Config) -> Run:
     "A record without a training, the worker function of the sweeps below; what else it does is told by the variant."
-    config = dals.lab.store.complete(config)
     if log := os.environ.get("RUN_LOG"):
         with open(log, "a", encoding="utf-8") as file:
-            file.write(f"{config['seed']}\n")
-    match config["variant"]:
+            file.write(f"{config.seed}\n")
+    match config.variant:
         case "fails" if not os.environ.get("RUNS_ARE_TAME"):
             raise ArithmeticError("the rate is on fire")
         case "kills" if not os.environ.get("RUNS_ARE_TAME"):
@@ -38,10 +39,10 @@ def made_up(config: dict) -> Run:
             time.sleep(60)
         case "short":
             time.sleep(0.2)
-    asked = dals.lab.store.settings(config)
+    asked = settings(config)
     return Run(
-        task=config["task"], strategy=config["strategy"], protocol=config["protocol"], profile=config["profile"], seed=config["seed"],
-        variant=config["variant"], backbone=None, config={**asked, "steps_per_epoch": 2},
+        task=config.task, strategy=config.strategy, protocol=config.protocol, profile=config.profile, seed=config.seed,
+        variant=config.variant, backbone=None, config={**asked, "steps_per_epoch": 2},
         data={"copy": "made up", "fingerprint": "00", "train": 2 * asked["batch_size"], "test": 4},
         history=[{"epoch": epoch, "train_loss": 0.5, "test_accuracy": 75.0 if epoch == 2 else 50.0, "lr": 0.1}
                  for epoch in range(1, asked["epochs"] + 1)],
@@ -49,8 +50,8 @@ def made_up(config: dict) -> Run:
         device="cpu", threads=1, versions={"torch": "0"}, commit="none", finished="2026-01-01T00:00:00+00:00")
 
 
-def config(seed: int = 42, strategy: str = "STLR+Discriminative", **more) -> dict:
-    return {"task": "synthetic", "strategy": strategy, "seed": seed, "profile": "smoke", **more}
+def config(seed: int = 42, strategy: str = "STLR+Discriminative", **more) -> Config:
+    return Config("synthetic", strategy, seed, profile="smoke", **more)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_the_path_is_the_key_and_comes_back_equal(store):
     run = made_up(config(7, variant="data-draw-3"))
     path = store.put(run)
     assert path.relative_to(store.local).as_posix() == "synthetic/smoke/paper/STLR+Discriminative/7-data-draw-3.json"
-    back = store.get(*key_of(run))
+    back = store.get(*run.key)
     assert back.to_dict() == run.to_dict()
     assert back.origin == "local" and "origin" not in back.to_dict()
     assert store.runs() == [] and len(store.runs(variant="data-draw-3")) == len(store.runs(variant="*")) == 1
@@ -76,7 +77,9 @@ def test_the_path_is_the_key_and_comes_back_equal(store):
                                          ("variant", "x/y"), ("seed", -1), ("seed", 1.0), ("seed", True)])
 def test_what_cannot_be_a_file_name_is_refused(store, part, value):
     with pytest.raises(ValueError, match=part):
-        store.path({**config(), part: value})
+        store.path(config().key._replace(**{part: value}))
+    with pytest.raises(ValueError, match=part):
+        replace(config(), **{part: value})
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "link"])
@@ -132,7 +135,7 @@ def test_of_many_writers_one_wins_and_the_file_is_whole(store):
     threads = [threading.Thread(target=write, args=(run,)) for run in runs]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    winner = store.get(*key_of(runs[0])).config["multiplier"]
+    winner = store.get(*runs[0].key).config["multiplier"]
     assert sorted(lost + [winner]) == list(range(1, len(runs) + 1)) and files(store.local) == ["42.json"]
 
 
@@ -162,10 +165,12 @@ def test_a_damaged_record_is_named_set_aside_and_done_again(store, kind):
     store.put(made_up(config(1)))
     damage(kind, path)
     damaged = path.read_bytes()
-    with pytest.warns(UserWarning, match=r"local record synthetic/smoke/paper/STLR\+Discriminative/42.json is damaged.*42.json.damaged"):
+    with pytest.warns(UserWarning, match=r"local record synthetic/smoke/paper/STLR.Discriminative/42.json is damaged and counts as not"):
         assert [run.seed for run in store.runs()] == [1]
-    assert path.with_name("42.json.damaged").read_bytes() == damaged and not path.exists()
-    store.put(made_up(config()))
+    assert path.read_bytes() == damaged # reading moves nothing
+    with pytest.warns(UserWarning, match=r"42.json was set aside as 42.json.damaged, for a new one"):
+        store.put(made_up(config()))
+    assert path.with_name("42.json.damaged").read_bytes() == damaged
     damage(kind, path)
     with pytest.warns(UserWarning, match=r"42.json.1.damaged"):
         store.put(made_up(config())) # a damaged record is in the way of the new one
@@ -188,12 +193,12 @@ def test_older_records_stay_readable_and_newer_ones_are_left_alone(store):
     fresh = {"precision": "float32", "compiled": False, "together": 1, "peak_memory": None, "behaviour": None}
     old = {name: value for name, value in now.items() if name not in fresh} | {"schema": 1} # as version 1 wrote it
     path.write_text(json.dumps(old), encoding="utf-8")
-    assert store.get(*key_of(config())).to_dict() == {**now, **fresh}
+    assert store.get(*config().key).to_dict() == {**now, **fresh}
     path.write_text(json.dumps(now, indent=1), encoding="utf-8")
     path.write_text(path.read_text(encoding="utf-8").replace('"schema": 3', '"schema": 99'), encoding="utf-8")
     before = path.read_bytes()
     with pytest.raises(NewerRecord, match="schema 99.*newer dals"):
-        store.get(*key_of(config()))
+        store.get(*config().key)
     with pytest.warns(UserWarning, match="42.json.*schema 99"):
         assert store.runs() == []
     with pytest.raises(NewerRecord):
@@ -210,7 +215,7 @@ def test_local_overlays_published_and_publishing_loses_nothing(store):
     local.commit = "later"
     store.put(local)
     assert [(run.origin, run.commit) for run in store.runs()] == [("published", "none"), ("local", "later")]
-    assert store.get(*key_of(local), where="published").commit == "none"
+    assert store.get(*local.key, where="published").commit == "none"
     assert store.publish() == [] and files(store.local) == ["1.json"] # the twin stays where it is
     other = made_up(config(0))
     other.config["multiplier"] = 9.0
@@ -286,7 +291,7 @@ def test_one_path_cannot_be_asked_for_twice_in_different_ways(store):
     with pytest.raises(ValueError, match="needs task and strategy"):
         dals.lab.sweep.missing([{"task": "synthetic"}], store)
     with pytest.raises(ValueError, match="stratgy"):
-        dals.lab.sweep.missing([config(stratgy="DALS")], store)
+        dals.lab.sweep.missing([{"task": "synthetic", "strategy": "DALS", "stratgy": "DALS"}], store)
     with pytest.raises(ValueError, match="jobs"):
         sweep([config()], store, jobs=0)
 
@@ -335,6 +340,38 @@ def test_a_further_run_is_less_certain_than_the_mean(values):
     assert low <= mean.low <= mean.high <= high
 
 
-def test_a_key_is_a_tuple_a_config_or_a_run():
+def test_a_config_a_run_and_a_key_have_one_key():
     key = Key("synthetic", "smoke", "paper", "STLR+Discriminative", 42)
-    assert key_of(config()) == key_of(tuple(key)) == key_of(made_up(config())) == key
+    assert config().key == made_up(config()).key == key.key == key
+    assert Config.of({"task": "synthetic", "strategy": "STLR+Discriminative", "profile": "smoke"}) == config() == Config.of(config())
+
+
+@pytest.mark.parametrize("more, says", [({"sede": 1}, "may have seed"), ({"overrides": [1]}, "by the names of hyperparameters"),
+                                        ({"fast": "yes"}, "True, False or None"), ({"protocol": "../up"}, "name of a file")])
+def test_a_config_that_is_none_is_refused_in_a_sentence(more, says):
+    with pytest.raises(ValueError, match=says):
+        Config.of({"task": "synthetic", "strategy": "DALS", **more})
+
+
+def test_a_config_keeps_its_overrides_to_itself():
+    own = {"lr": 0.1}
+    asked = config(overrides=own)
+    own["lr"] = 0.2
+    assert asked.overrides == {"lr": 0.1} and {asked: 1}[config(overrides={"lr": 0.1})] == 1
+
+
+def test_only_a_run_that_wants_its_place_moves_a_damaged_file(tmp_path):
+    "A reader may be pointed at any folder, by a parameter of a notebook: what lies there stays as it is"
+    theirs = Store(tmp_path / "theirs", tmp_path / "also_theirs")
+    for where in ("published", "local"):
+        path = theirs.path(config(), where)
+        path.parent.mkdir(parents=True)
+        path.write_text("{", encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.warns(UserWarning, match="42.json is damaged and counts as not done"):
+        assert theirs.runs(variant="*") == [] and theirs.get(*config().key) is None and theirs.publish() == []
+    theirs.unfinished()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.warns(UserWarning, match="set aside as 42.json.damaged"):
+        theirs.put(made_up(config()))
+    assert theirs.path(config(), "published").read_text(encoding="utf-8") == "{" and [run.origin for run in theirs.runs()] == ["local"]

@@ -1,8 +1,8 @@
 "Seeds at once: each is the run that `fit` gives, nothing leaks from one to another, also where a step couples all weights of a run."
 import math
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ from dals.optim.layers import layer_groups
 from dals.recipes.released import DEVIATIONS
 from dals.optim.joint import SAM, Lookahead
 from dals.optim.schedule import constant
-from dals.lab.store import complete, key_of, Store, StoreError
-from dals.lab.sweep import missing
-from dals.lab.seeds import accuracy_seeds, coupling, fit_seeds, members_of, run_stack, seeds_logits, stacked, stacks, sweep_together
-from dals.recipes.strategies import COMPOSITIONS, STRATEGIES
+from dals.lab.records import Config
+from dals.lab.store import claimed, Store
+from dals.lab.sweep import missing, sweep
+from dals.lab.seeds import accuracy_seeds, coupling, fit_seeds, fit_stack, members_of, seeds_logits, stacked, stacks
+from dals.recipes.strategies import PAPER, STRATEGIES
 from dals.lab.pictures import convnet
 from dals.lab.tasks import available, Budget, Data, get_task, mlp, Split, Task
 from dals.lab.training import accuracy, fit, Run
@@ -56,7 +57,7 @@ def test_settings_and_seeds_must_be_as_many():
 def test_an_optimizer_that_asks_for_more_gradients_than_the_stack_can_give_is_refused(monkeypatch):
     def wrapped(model, plan, **settings):
         return Lookahead(SAM(SGD(model.parameters(), 0.1))), constant
-    monkeypatch.setitem(COMPOSITIONS["paper"], "SAM", wrapped)
+    monkeypatch.setitem(PAPER.compositions, "SAM", wrapped)
     with pytest.raises(RuntimeError, match="asks for more gradients than are computed for a stack"):
         fit_seeds("synthetic", "SAM", [0, 1], profile="smoke")
 
@@ -232,47 +233,65 @@ def test_seeds_on_a_gpu_agree_with_the_cpu_at_first():
 
 def test_a_sweep_in_stacks_stores_every_run_as_fit_would_and_goes_on(tmp_path):
     store = Store(tmp_path / "published", tmp_path / "local")
-    asked = [{"task": "synthetic", "strategy": name, "profile": "smoke", "seed": seed, "overrides": own, "variant": variant}
+    asked = [Config("synthetic", name, seed, profile="smoke", overrides=own, variant=variant)
              for name in ("Fixed SGD", "DALS") for own, variant in (({}, None), ({"lr": 0.002}, "slow")) for seed in (0, 1)]
     store.put(fit("synthetic", "DALS", seed=0, profile="smoke"))
     lines = []
-    assert sweep_together(asked, store, jobs=2, at_once=3, progress=lines.append) == 7
-    assert len(lines) == 3 and missing(asked, store) == []
+    swept = sweep(asked, store, jobs=2, at_once=3, progress=lines.append)
+    assert (len(swept.finished), len(swept.skipped), swept.failed) == (7, 1, {}) and missing(asked, store) == []
+    assert sum(line.startswith("[") for line in lines) == 7
     for config in asked:
-        run = store.get(*key_of(config))
+        run = store.get(*config.key)
         agree(run, fit("synthetic", run.strategy, seed=run.seed, profile="smoke", overrides=run.config["overrides"]))
-        assert run.together == (1 if (run.strategy, run.seed, run.variant) == ("DALS", 0, None) else run.together)
-    assert sweep_together(asked, store, progress=None) == 0
+        assert run.variant == config.variant and run.config["overrides"] == config.overrides
+    assert sorted(run.together for run in store.runs(variant="*")) == [1, 1, 3, 3, 3, 3, 3, 3] # four and three, in stacks of three
+    assert sweep(asked, store, at_once=3, progress=None).finished == []
 
 
 def test_a_run_of_a_stack_that_cannot_be_stored_costs_none_of_the_others(tmp_path):
     store = Store(tmp_path / "published", tmp_path / "local")
-    asked = [complete({"task": "synthetic", "strategy": "Fixed SGD", "profile": "smoke", "seed": seed}) for seed in range(4)]
-    store.path(asked[0]).mkdir(parents=True) # cannot be moved away by a record, nor read as one
-    other = fit("synthetic", "Fixed SGD", seed=2, profile="smoke", overrides={"lr": 0.5})
-    store.put(other) # another configuration at the same path
-    with pytest.raises(StoreError) as refused:
-        run_stack(asked, store)
-    assert [store.get(*key_of(config)) is not None for config in asked[1:]] == [True, True, True]
-    assert store.get(*key_of(asked[2])).config["overrides"] == {"lr": 0.5} and "with other settings" in str(refused.value)
-    kept = {path.name for path in store.path(asked[0]).parent.glob("*.kept")}
-    assert kept == {"0.json.kept", "2.json.kept"} and all(name in str(refused.value) for name in kept)
+    asked = [Config("synthetic", "Fixed SGD", seed, profile="smoke") for seed in range(4)]
+    store.path(asked[0]).mkdir(parents=True) # cannot be read as a record, and is found out before anything is computed
+    with ThreadPoolExecutor(1) as pool:
+        def late(unit):
+            other = fit("synthetic", "Fixed SGD", seed=2, profile="smoke", overrides={"lr": 0.5})
+            store.put(other) # somebody was faster, with another rate
+            return fit_stack(unit)
+        with mock.patch("dals.lab.sweep.fit_stack", late), mock.patch("dals.lab.sweep.missing", lambda configs, *rest: list(configs)):
+            swept = sweep(asked, store, at_once=4, progress=None, executor=pool)
+    assert [key.seed for key in swept.finished] == [1, 3] and [key.seed for key in swept.failed] == [0, 2]
+    assert "no regular file" in swept.failed[asked[0].key] and "with other settings" in swept.failed[asked[2].key]
+    assert [run.together for run in store.runs()] == [3, 1, 3] # the stack held the three whose place was free
+    assert [path.name for path in store.path(asked[0]).parent.glob("*.kept")] == ["2.json.kept"]
+    assert store.path(asked[2]).with_suffix(".failed").exists()
 
 
-def test_a_script_without_a_guard_is_told_so_before_stacks_are_trained(tmp_path):
-    call = "print(sweep_together([{'task': 'synthetic', 'strategy': 'Adam', 'profile': 'smoke'}], Store('p', 'l'), jobs=1))"
-    (tmp_path / "bare.py").write_text(f"from dals.lab.seeds import sweep_together\n"
-                                      f"from dals.lab.store import Store\n{call}\n", encoding="utf-8")
-    done = subprocess.run([sys.executable, "bare.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and 'below `if __name__ == "__main__":`' in done.stderr
-    assert not (tmp_path / "l").exists()
+def test_runs_of_a_stack_that_fails_are_run_each_by_itself(tmp_path):
+    store = Store(tmp_path / "published", tmp_path / "local")
+    asked = [Config("synthetic", "Fixed SGD", seed, profile="smoke") for seed in range(3)]
+
+    def broken(unit):
+        raise MemoryError
+    with ThreadPoolExecutor(1) as pool, mock.patch("dals.lab.sweep.fit_stack", broken):
+        swept = sweep(asked, store, at_once=3, progress=None, executor=pool)
+    assert len(swept.finished) == 3 and [run.together for run in store.runs()] == [1, 1, 1]
+
+
+def test_a_run_of_a_stack_that_somebody_else_has_claimed_is_left_to_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("dals.lab.sweep.PATIENCE", 0.3)
+    store = Store(tmp_path / "published", tmp_path / "local")
+    asked = [Config("synthetic", "Fixed SGD", seed, profile="smoke") for seed in range(3)]
+    with ThreadPoolExecutor(1) as pool, claimed(store.claim(asked[1])):
+        swept = sweep(asked, store, at_once=3, progress=None, executor=pool)
+    assert [key.seed for key in swept.elsewhere] == [1] and [run.together for run in store.runs()] == [2, 2]
 
 
 def test_a_stack_holds_only_what_can_be_trained_together():
-    asked = [complete({"task": task, "strategy": name, "profile": "smoke", "seed": seed, "overrides": {"lr": lr}, "variant": str(lr)})
+    asked = [Config(task, name, seed, profile="smoke", overrides={"lr": lr}, variant=str(lr))
              for seed in (0, 1) for lr in (0.1, 0.2) for name in ("Lion", "SAM") for task in ("synthetic", "synthetic-released")]
     found = stacks(asked, 3)
     assert sorted(map(len, found)) == [1] * 4 + [3] * 4 and sum(found, []) != asked
     for stack in found:
-        assert len({(config["task"], config["strategy"]) for config in stack}) == 1
-    assert sorted(map(key_of, sum(found, []))) == sorted(map(key_of, asked))
+        assert len({(config.task, config.strategy) for config in stack}) == 1
+    assert sorted(config.key for config in sum(found, [])) == sorted(config.key for config in asked)
+    assert [len(stack) for stack in stacks([Config("cifar10+jpeg", "Lion", seed) for seed in range(3)], 3)] == [1, 1, 1] # no small chain

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import dals
-from dals.recipes.strategies import COMPOSITIONS, HYPERPARAMETERS, STRATEGIES
+from dals.paper.published import TABLE2
+from dals.recipes.strategies import PAPER, PROTOCOLS, STRATEGIES, get_protocol
 
 DATA = Path(dals.__file__).parent / "paper" / "data"
 NAMES = {"lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay", "eta_min": "eta_min", "final_lr": "final_lr", "gamma": "gamma",
@@ -29,13 +30,13 @@ def facts(protocol):
 def test_every_stated_hyperparameter_is_the_one_in_the_table():
     seen = set()
     for regime, name, key, value in facts("paper"):
-        assert HYPERPARAMETERS["paper"][regime][name][key] == pytest.approx(value), (regime, name, key)
+        assert PAPER.settings[regime][name][key] == pytest.approx(value), (regime, name, key)
         seen.add((regime, name))
     assert len(seen) == 2 * 18
 
 
 def test_fine_tuning_warms_up_except_where_the_schedule_does_so_itself():
-    for name, values in HYPERPARAMETERS["paper"]["finetune"].items():
+    for name, values in PAPER.settings["finetune"].items():
         assert values.get("warmup") == (None if name == "STLR+Discriminative" else 0.1), name
 
 
@@ -84,7 +85,14 @@ def test_overrides_are_taken_as_they_are():
 
 
 def test_protocol_has_a_composition_and_settings_for_each_name():
-    for protocol, compositions in COMPOSITIONS.items():
-        assert list(compositions) == list(STRATEGIES), protocol
-        for regime in ("scratch", "finetune"):
-            assert set(HYPERPARAMETERS[protocol][regime]) == set(STRATEGIES)
+    for name, protocol in PROTOCOLS.items():
+        assert get_protocol(name) is protocol and protocol.name == name
+        assert [strategy for strategy in protocol.strategies if strategy in TABLE2] == list(TABLE2), name
+        for regime in ("scratch", "finetune"): # a newcomer may be in some protocols alone
+            assert {*protocol.strategies} <= {*protocol.settings[regime]} <= {*STRATEGIES}
+        assert {*protocol.strategies} <= {*protocol.compositions} <= {*STRATEGIES}
+
+
+def test_an_unknown_protocol_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="no protocol 'release'. Did you mean 'released'[?] Known: paper, tuned, ablation, released."):
+        get_protocol("release")

@@ -22,23 +22,23 @@ import torch
 
 import dals.lab.sweep
 import dals.lab.store
-from dals.lab.store import claimed, holder, key_of, Store, StoreError
+from dals.lab.records import Config, Run
+from dals.lab.store import claimed, holder, Store, StoreError
 from dals.lab.sweep import run_one, sweep
-from dals.lab.training import Run
 
 PATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def config(seed: int = 42, strategy: str = "AdamW", **more) -> dict:
-    return {"task": "synthetic", "strategy": strategy, "seed": seed, "profile": "smoke", **more}
+def config(seed: int = 42, strategy: str = "AdamW", **more) -> Config:
+    return Config("synthetic", strategy, seed, profile="smoke", **more)
 
 
-def logged(config: dict) -> None:
+def logged(config: Config) -> None:
     with open(os.environ["RUN_LOG"], "a", encoding="utf-8") as file:
-        file.write(f"{config['seed']} {os.getpid()}\n")
+        file.write(f"{config.seed} {os.getpid()}\n")
 
 
-def run(config: dict) -> Run:
+def run(config: Config) -> Run:
     "A real run that is noted when it starts, and takes a while."
     logged(config)
     time.sleep(0.5)
@@ -57,16 +57,16 @@ def refusing(times: int):
     return write
 
 
-def run_until_full(config: dict) -> Run:
+def run_until_full(config: Config) -> Run:
     "A run after which the disk takes no record, or not even the word that it failed."
     done = run_one(config)
-    if str(config["variant"]).startswith("full"):
-        os.write = refusing(3 if config["variant"] == "full for good" else 1)
+    if str(config.variant).startswith("full"):
+        os.write = refusing(3 if config.variant == "full for good" else 1)
     return done
 
 
-def run_or_die(config: dict) -> Run:
-    if config["variant"] == "kills":
+def run_or_die(config: Config) -> Run:
+    if config.variant == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
     return run_one(config)
 
@@ -74,7 +74,7 @@ def run_or_die(config: dict) -> Run:
 at_once, most, threads_inside = 0, 0, []
 
 
-def run_and_count(config: dict) -> Run:
+def run_and_count(config: Config) -> Run:
     "A run that says how many of its kind are at work in this process."
     global at_once, most
     at_once += 1
@@ -160,8 +160,8 @@ def test_two_sweeps_in_two_processes_do_every_run_once(store, log, tmp_path):
 
 def test_a_task_that_is_given_twice_is_run_once(store, log):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        answers = [pool.submit(dals.lab.sweep._work, run, dals.lab.store.complete(config()), store, False) for _ in range(2)]
-        answers = [answer.result() for answer in answers]
+        answers = [pool.submit(dals.lab.sweep._Worker(run, store), (config(),)) for _ in range(2)]
+        answers = [one for answer in answers for one in answer.result()]
     assert len(starts(log)) == 1 and len(store.runs()) == 1
     assert all(answer == {"elsewhere": True} or "best" in answer for answer in answers) and any("best" in answer for answer in answers)
 
@@ -179,12 +179,12 @@ def test_threads_take_turns_and_each_run_is_what_it_is_alone(store):
     torch.set_num_threads(1)
     try:
         for seed in range(5):
-            assert store.get(*key_of(config(seed))).history == run_one(config(seed)).history
+            assert store.get(*config(seed).key).history == run_one(config(seed)).history
     finally:
         torch.set_num_threads(before)
 
 
-def at_work_elsewhere(store: Store, config: dict, tmp_path: Path) -> subprocess.Popen:
+def at_work_elsewhere(store: Store, config: Config, tmp_path: Path) -> subprocess.Popen:
     "A process of its own that has claimed a run, and holds it until it is told to end or is killed."
     script = tmp_path / "holder.py"
     script.write_text("import sys; from pathlib import Path; from dals.lab.store import claimed\n"
@@ -332,7 +332,7 @@ def test_a_full_disk_fails_its_run_alone(store):
     assert '"variant": "full for good"' in lines[-1] # so it is printed
     kept = dals.lab.store.from_text(store.path(configs[1]).with_name("1-full.json.kept").read_text(encoding="utf-8"))
     assert len(sweep(configs, store, progress=None, run=run_one).finished) == 2
-    assert store.get(*key_of(configs[1])).history == kept.history
+    assert store.get(*configs[1].key).history == kept.history
     assert files(store.local) == ["0.json", "1-full.json", "1-full.json.kept", "2-full for good.json", "3.json"]
 
 

@@ -14,9 +14,10 @@ from records import retold
 
 from dals.cli import main
 from dals.recipes.strategies import PAPER_SEED
+from dals.lab.records import Config
 from dals.lab.store import Store
 from dals.lab.sweep import missing
-from dals.recipes.strategies import HYPERPARAMETERS, RATES, STRATEGIES
+from dals.recipes.strategies import PAPER, TUNED, RATES, STRATEGIES
 from dals.lab.tasks import get_task, validation
 from dals.lab.training import fit
 from dals.lab.tuning import (
@@ -41,10 +42,10 @@ def searched(store, template, top, strategy="Fixed SGD", but=()):
     "A search whose scores fall from step `top`, as records; runs of `but` are left out"
     steps = [*COARSE, *refined({step: [-abs(step - top)] for step in COARSE})]
     for config in trials("synthetic", strategy, steps, "smoke"):
-        step = step_of(config["variant"])
-        if (step, config["seed"]) not in but:
-            store.put(retold(template, [1.0, 80.0 - abs(step - top)], strategy=strategy, seed=config["seed"], variant=config["variant"],
-                             config={**template.config, "overrides": config["overrides"]}))
+        step = step_of(config.variant)
+        if (step, config.seed) not in but:
+            store.put(retold(template, [1.0, 80.0 - abs(step - top)], strategy=strategy, seed=config.seed, variant=config.variant,
+                             config={**template.config, "overrides": config.overrides}))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -64,12 +65,12 @@ def test_the_budget_is_the_same_for_all_and_as_it_is_written_down():
     assert [multiple(step) for step in COARSE] == pytest.approx([10 ** (k / 2) for k in range(-4, 5)])
     for name in STRATEGIES:
         configs = trials("synthetic", name, COARSE)
-        assert len(configs) == 18 and {config["seed"] for config in configs} == set(TUNING_SEEDS)
-        assert {config["task"] for config in configs} == {"synthetic+validation"}
+        assert len(configs) == 18 and {config.seed for config in configs} == set(TUNING_SEEDS)
+        assert {config.task for config in configs} == {"synthetic+validation"}
 
 
 def test_the_paper_settings_are_the_tuned_settings():
-    assert HYPERPARAMETERS["tuned"] is HYPERPARAMETERS["paper"]
+    assert TUNED.settings is PAPER.settings and TUNED.compositions is PAPER.compositions
     with pytest.raises(ValueError, match="'tuned' has no rates of its own: give lr"):
         fit("synthetic", "AdamW", protocol="tuned", profile="smoke")
 
@@ -103,7 +104,7 @@ def test_a_choice_is_read_from_records(store, template, top, edge):
     found = choice("synthetic", "Fixed SGD", store, "smoke")
     assert (found.step, found.edge, len(found.scores)) == (top, edge, 11)
     run, = tuned_configs("synthetic", ["Fixed SGD"], [4], store, "smoke")
-    assert run["overrides"] == {"lr": pytest.approx(0.01 * 10 ** (top / 4))} and (run["task"], run["seed"]) == ("synthetic", 4)
+    assert run.overrides == {"lr": pytest.approx(0.01 * 10 ** (top / 4))} and (run.task, run.seed) == ("synthetic", 4)
     assert len(missing([run], store)) == 1 # a record of the search is no record of the report
 
 
@@ -117,8 +118,8 @@ def test_a_budget_that_was_not_spent_is_no_choice(store, template, lacking):
 def test_rates_outside_the_budget_do_not_count(store, template):
     searched(store, template, 0)
     for config in trials("synthetic", "Fixed SGD", [5], "smoke"):
-        store.put(retold(template, [1.0, 99.0], seed=config["seed"], variant=config["variant"],
-                         config={**template.config, "overrides": config["overrides"]}))
+        store.put(retold(template, [1.0, 99.0], seed=config.seed, variant=config.variant,
+                         config={**template.config, "overrides": config.overrides}))
     assert choice("synthetic", "Fixed SGD", store, "smoke").step == 0
 
 
@@ -137,8 +138,8 @@ def test_a_seed_of_the_search_cannot_report(store, template):
 def test_a_search_that_was_stopped_goes_on(store):
     said = []
     for config in trials("synthetic", "Lion", COARSE[:3], "smoke"):
-        store.put(replace(fit("synthetic+validation", "Lion", seed=config["seed"], protocol="tuned", profile="smoke",
-                              overrides=config["overrides"]), variant=config["variant"]))
+        store.put(replace(fit("synthetic+validation", "Lion", seed=config.seed, protocol="tuned", profile="smoke",
+                              overrides=config.overrides), variant=config.variant))
     one, = tune("synthetic", ["Lion"], store, profile="smoke", progress=said.append)
     assert said[-1].startswith("[4/4]") and any(line.startswith("[12/12]") for line in said) and len(one.scores) == 11
     assert tune("synthetic", ["Lion"], store, profile="smoke", progress=said.append) == [one]
@@ -149,7 +150,7 @@ def test_every_run_of_a_search_is_run_where_and_how_it_was_asked(store, template
     asked = []
     monkeypatch.setattr("dals.lab.tuning.run_missing", lambda configs, *rest: asked.extend(configs))
     tune("synthetic", ["Fixed SGD"], store, profile="smoke", device="cuda:1", fast=True)
-    assert len(asked) == 22 and {(config["device"], config["fast"]) for config in asked} == {("cuda:1", True)}
+    assert len(asked) == 22 and {(config.device, config.fast) for config in asked} == {("cuda:1", True)}
 
 
 def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
@@ -217,20 +218,20 @@ def played(tmp_path_factory, template):
 
     def run(config, final, diverged=False):
         scores = [draw.uniform(5, 60), final]
-        return retold(template, scores[:1] if diverged else scores, diverged, task=config["task"], strategy=config["strategy"],
-                      seed=config["seed"], protocol=config["protocol"], variant=config.get("variant"),
-                      config={**template.config, "overrides": config.get("overrides", {})})
+        return retold(template, scores[:1] if diverged else scores, diverged, task=config.task, strategy=config.strategy,
+                      seed=config.seed, protocol=config.protocol, variant=config.variant,
+                      config={**template.config, "overrides": dict(config.overrides)})
     for place, name in enumerate(STRATEGIES):
         top = (place - 9) if place % 3 else 0
         for steps in (lambda name: COARSE,
                       lambda name: refined(scores_of(store.runs("synthetic+validation", "smoke", "tuned", name, "*")))):
             for config in trials("synthetic", name, steps(name), "smoke"):
-                step = step_of(config["variant"])
+                step = step_of(config.variant)
                 store.put(run(config, 70.0 - 3 * abs(step - top) + draw.random() / 9, diverged=step == 8 and top < 6))
         assert choice("synthetic", name, store, "smoke").strategy == name # the search is complete
         for seed in range(3):
             for protocol in ("paper", "tuned"):
-                config = {"task": "synthetic", "strategy": name, "seed": seed, "protocol": protocol}
+                config = Config("synthetic", name, seed, protocol)
                 final = 50.0 + place + draw.random() + 5 * (protocol == "tuned")
                 store.put(run(config, final, diverged=(place, seed, protocol) == (4, 1, "paper")))
     return store

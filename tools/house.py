@@ -72,8 +72,9 @@ def imports(
                 else: target = base if base.startswith("dals.") else base.split(".")[0]
                 yield Import(target, node.lineno, when, guarded)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("Registry", "import_module"):
-            for word in ast.walk(node):  # modules that are named for a later import
-                if isinstance(word, ast.Constant) and word.value in ours: yield Import(word.value, word.lineno, "call", guarded)
+            for word in ast.walk(node):  # modules that are named for a later import, "dals.lab.texts:RTE"
+                named = str(word.value).partition(":")[0] if isinstance(word, ast.Constant) else ""
+                if named in ours: yield Import(named, word.lineno, "call", guarded)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for statement in node.body: yield from walk(statement, "typing", True)
             for statement in node.orelse: yield from walk(statement, when, guarded)

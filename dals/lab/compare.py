@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from ..recipes.strategies import STRATEGIES, get_strategy, lookup
 from .intervals import binomial_se, summary, Summary
-from .store import Conflict, Key, Store, shown, write_new
+from .records import Config, Key
+from .store import Conflict, Store, shown, write_new
 from .sweep import duration, missing, run_one, sweep
 from .tasks import TASKS, Budget, Data, fingerprint, Split, Task, Unavailable
 from .training import find_device, planned, Run, seed_everything
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PATIENCE', 'BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row',
-           'first_epoch', 'default_target', 'table', 'Comparison', 'benchmark']
+           'first_epoch', 'default_target', 'table', 'draw_curves', 'draw_cost', 'Comparison', 'benchmark']
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-008
 def _tensors(parts: Any) -> tuple[Tensor, ...]: # raises `TypeError` or `ValueError` for what is no array of numbers
@@ -68,6 +69,41 @@ def _fixed() -> Iterator[None]:
         yield
 
 
+def _whole(value: Any, what: str) -> int: # raises `ValueError`
+    "A whole number of any kind, numpy's too, as an int"
+    try:
+        if not isinstance(value, bool):
+            return int(operator.index(value))
+    except TypeError:
+        pass
+    raise ValueError(f"{what} is a whole number, not {shown(value)}.")
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-802
+def _one_batch(
+    batch: Any, # what came
+    where: str, # "batch 3 of train"
+    first: tuple[Tensor, ...] | None, # the inputs of the first batch; None where this is it
+) -> tuple[tuple[Tensor, ...], Tensor]: # inputs and labels; raises `ValueError`
+    "A batch, held against what a batch is and against the first"
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        what = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+        raise ValueError(f"{where} is {what}, not a pair (inputs, labels); several inputs go into a tuple: ((a, b), labels).")
+    try:
+        one, answer = _tensors(batch[0]), torch.as_tensor(batch[1]).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where} is not made of numbers ({error}): give tensors or arrays.") from None
+    if answer.is_complex() or any(x.is_complex() for x in one):
+        raise ValueError(f"{where} has complex numbers: give real ones, such as torch.view_as_real makes.")
+    if answer.ndim == 0 or any(x.ndim == 0 for x in one):
+        raise ValueError(f"{where} is a single example: wrap the data set in DataLoader(..., batch_size=...).")
+    if sizes := [len(x) for x in one if len(x) != len(answer)]:
+        raise ValueError(f"{where} has {sizes[0]} inputs and {len(answer)} labels: each input needs its label.")
+    if first and (before := [(*x.shape[1:], x.dtype) for x in first]) != (now := [(*x.shape[1:], x.dtype) for x in one]):
+        raise ValueError(f"{where} has inputs of another shape or kind than batch 1, {now} against {before}: pad or convert them "
+                         "all alike.")
+    return one, answer
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-804
 def stack(
     batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or a tuple of them
     part: str = "train", # what the sentences call it
@@ -86,23 +122,7 @@ def _stacked(batches: Any, part: str) -> Split:
         raise ValueError(f"{part} is a {type(batches).__name__}, which yields no batches: give a DataLoader, a list of (inputs, labels) "
                          "pairs, or one pair of tensors.") from None
     for number, batch in enumerate(several, 1):
-        where = f"batch {number} of {part}"
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            what = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
-            raise ValueError(f"{where} is {what}, not a pair (inputs, labels); several inputs go into a tuple: ((a, b), labels).")
-        try:
-            one, answer = _tensors(batch[0]), torch.as_tensor(batch[1]).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{where} is not made of numbers ({error}): give tensors or arrays.") from None
-        if answer.is_complex() or any(x.is_complex() for x in one):
-            raise ValueError(f"{where} has complex numbers: give real ones, such as torch.view_as_real makes.")
-        if answer.ndim == 0 or any(x.ndim == 0 for x in one):
-            raise ValueError(f"{where} is a single example: wrap the data set in DataLoader(..., batch_size=...).")
-        if sizes := [len(x) for x in one if len(x) != len(answer)]:
-            raise ValueError(f"{where} has {sizes[0]} inputs and {len(answer)} labels: each input needs its label.")
-        if inputs and (before := [(*x.shape[1:], x.dtype) for x in inputs[0]]) != (now := [(*x.shape[1:], x.dtype) for x in one]):
-            raise ValueError(f"{where} has inputs of another shape or kind than batch 1, {now} against {before}: pad or convert them "
-                             "all alike.")
+        one, answer = _one_batch(batch, f"batch {number} of {part}", inputs[0] if inputs else None)
         inputs.append(one)
         labels.append(answer)
     if not inputs or not sum(map(len, labels)):
@@ -113,17 +133,35 @@ def _stacked(batches: Any, part: str) -> Split:
         raise ValueError(f"the labels of {part} differ in shape from batch to batch ({error}).") from None
     return Split(tuple(map(torch.cat, zip(*inputs, strict=True))), answers if answers.is_floating_point() else answers.long()) # type: ignore[arg-type]
 
-
-def _whole(value: Any, what: str) -> int: # raises `ValueError`
-    "A whole number of any kind, numpy's too, as an int"
-    try:
-        if not isinstance(value, bool):
-            return int(operator.index(value))
-    except TypeError:
-        pass
-    raise ValueError(f"{what} is a whole number, not {shown(value)}.")
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-806
+def _kept(data: Data, budget: Budget) -> Data:
+    "What was stacked, as a task reads it"
+    return data
 
 
+def _task_of(
+    name: str, model: Callable[[], nn.Module], train: Any, test: Any, epochs: Any, batch_size: Any, regime: str, classes: Any,
+    multipliers: Any, about: str,
+) -> Task: # raises `ValueError`
+    "What `own_task` does"
+    epochs, batch_size = _whole(epochs, "epochs"), _whole(batch_size, "batch_size")
+    if not isinstance(multipliers, (Mapping, type(None))):
+        raise ValueError(f"multipliers are positive numbers for 'SGD' and 'Adam', not {shown(multipliers)}.")
+    data = Data(stack(train), stack(test, "test"), about, "")
+    if classes is not None:
+        classes = _whole(classes, "classes, the number of classes,")
+    else:
+        both = [split.labels for split in (data.train, data.test)]
+        classes = 0 if any(map(torch.is_floating_point, both)) else int(max(labels.max() for labels in both)) + 1
+    sizes = len(data.train), len(data.test)
+    common = data.test.labels.unique(return_counts=True)[1].max().item()
+    tensors = [part for split in (data.train, data.test) for part in (*split.inputs, split.labels)]
+    data = replace(data, fingerprint=fingerprint(*(part.reshape(len(part), -1) for part in tensors)))
+    trial = Budget(min(epochs, 2), batch_size, min(sizes[0], 8 * batch_size), sizes[1])
+    return Task(name, regime, classes, partial(_kept, data), model, {"paper": Budget(epochs, batch_size, *sizes), "smoke": trial},
+                chance=100 * common / sizes[1], multipliers={"SGD": 1.0, "Adam": 1.0, **(multipliers or {})})
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-807
 def own_task(
     name: str,
     model: Callable[[], nn.Module],
@@ -146,19 +184,15 @@ def own_task(
     model : function without arguments
         Makes a fresh model, which returns logits of shape [examples, classes]. Its weights are
         drawn from torch's global generator.
-    train : iterable of batches, or pair of tensors
-        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. It is gone
-        through once and kept in memory.
-    test : iterable of batches, or pair of tensors
-        Likewise; what accuracies are measured on.
-    epochs : int, at least 1
-        Passes over the training examples.
-    batch_size : int, at least 1
-        Examples per step, however a loader cut them.
+    train, test : iterable of batches, or pair of tensors
+        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. Each is gone
+        through once and kept in memory; accuracies are measured on `test`.
+    epochs, batch_size : int, at least 1
+        Passes over the training examples, and examples per step, however a loader cut them.
     regime : "scratch" or "finetune", default "scratch"
         Which of the paper's rates to take.
     classes : int or None, default None
-        Number of classes. None counts them, from the labels of both parts.
+        How many there are. None counts them, from the labels of both parts.
     multipliers : mapping or None, default None
         Factor of all rates of the family "SGD" or "Adam", for models that the paper's rates were
         not made for. None is 1 for both.
@@ -181,27 +215,7 @@ def own_task(
     --------
     >>> task = own_task("mine", lambda: nn.Linear(4, 3), (inputs, labels), (inputs, labels), epochs=5, batch_size=8)
     """
-    epochs, batch_size = _whole(epochs, "epochs"), _whole(batch_size, "batch_size")
-    if not isinstance(multipliers, (Mapping, type(None))):
-        raise ValueError(f"multipliers are positive numbers for 'SGD' and 'Adam', not {shown(multipliers)}.")
-    data = Data(stack(train), stack(test, "test"), about, "")
-    if classes is not None:
-        classes = _whole(classes, "classes, the number of classes,")
-    else:
-        both = [split.labels for split in (data.train, data.test)]
-        classes = 0 if any(map(torch.is_floating_point, both)) else int(max(labels.max() for labels in both)) + 1
-    sizes = len(data.train), len(data.test)
-    common = data.test.labels.unique(return_counts=True)[1].max().item()
-    tensors = [part for split in (data.train, data.test) for part in (*split.inputs, split.labels)]
-    data = replace(data, fingerprint=fingerprint(*(part.reshape(len(part), -1) for part in tensors)))
-    trial = Budget(min(epochs, 2), batch_size, min(sizes[0], 8 * batch_size), sizes[1])
-    return Task(name, regime, classes, partial(_kept, data), model, {"paper": Budget(epochs, batch_size, *sizes), "smoke": trial},
-                chance=100 * common / sizes[1], multipliers={"SGD": 1.0, "Adam": 1.0, **(multipliers or {})})
-
-
-def _kept(data: Data, budget: Budget) -> Data:
-    "What was stacked, as a task reads it"
-    return data
+    return _task_of(name, model, train, test, epochs, batch_size, regime, classes, multipliers, about)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-013
 def _beyond(labels: Tensor, part: str, count: int, what: str) -> str: # empty where all labels are in range
@@ -230,23 +244,26 @@ def _check_split(split: Split, part: str, classes: int) -> None: # raises `Value
     if fault := _beyond(labels, part, classes, "classes"):
         raise ValueError(f"{fault}.")
 
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-812
+def _fresh(task: Task) -> nn.Module: # raises `ValueError`
+    "The model of seed 0, as every run begins with it"
+    seed_everything(0)
+    try:
+        model = task.model()
+    except Unavailable:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the model function fails: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model function returns a {type(model).__name__}, not a torch.nn.Module.")
+    return model.train()
 
-def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises `ValueError`
-    "A fresh model, if fresh models are fresh and a batch of each size goes forward and backward"
-    def fresh() -> nn.Module:
-        seed_everything(0)
-        try:
-            model = task.model()
-        except Unavailable:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"the model function fails: {type(error).__name__}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"the model function returns a {type(model).__name__}, not a torch.nn.Module.")
-        return model.train()
+
+def _fresh_pair(task: Task) -> tuple[nn.Module, nn.Module]: # raises `ValueError`
+    "Two models of one seed, if fresh models are fresh"
     if isinstance(task.model, nn.Module):
         raise ValueError("model is a module, and every run needs a fresh one: give a function that makes it, such as lambda: Net().")
-    model, again = fresh(), fresh()
+    model, again = _fresh(task), _fresh(task)
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise ValueError("the model has no trainable parameters: there is nothing to train"
@@ -257,55 +274,47 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
     if [p.shape for p in model.parameters()] != [p.shape for p in again.parameters()] or not all(
             map(torch.equal, model.parameters(), again.parameters())):
         raise ValueError("the model function returns other weights for the same seed: draw them from torch's global generator alone.")
+    return model, again
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-814
+def _goes_through(task: Task, model: nn.Module, data: Data, size: int) -> None: # raises `ValueError`
+    "A batch of a size goes forward and backward"
+    inputs, labels = next(data.train.take(torch.arange(size)).batches(size))
+    shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+    try:
+        logits = task.logits(model, *inputs)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the model fails on a batch of {size} (inputs of shape {shown}): {type(error).__name__}: {error}") from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model returns a {type(logits).__name__}, not a tensor of logits: pick them out in its forward.")
+    if logits.ndim == 0:
+        raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes]; "
+                         "the loss is their cross entropy and is taken here.")
+    if tuple(logits.shape) != (size, task.classes):
+        fault = logits.shape[:-1] == (size,) and (_beyond(data.train.labels, "train", logits.shape[1], "outputs")
+                                                  or _beyond(data.test.labels, "test", logits.shape[1], "outputs"))
+        raise ValueError(f"the model returns logits of shape {list(logits.shape)} for a batch of {size}, where "
+                         f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
+    loss = F.cross_entropy(logits, labels)
+    if not loss.isfinite():
+        raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs.")
+    if not loss.requires_grad:
+        raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
+    loss.backward()
+
+
+def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises `ValueError`
+    "A fresh model, if a batch of each size goes through another one and reaches its weights"
+    model, again = _fresh_pair(task)
     for size in sizes:
-        inputs, labels = next(data.train.take(torch.arange(size)).batches(size))
-        shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
-        try:
-            logits = task.logits(model, *inputs)
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"the model fails on a batch of {size} (inputs of shape {shown}): {type(error).__name__}: {error}") from error
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"the model returns a {type(logits).__name__}, not a tensor of logits: pick them out in its forward.")
-        if logits.ndim == 0:
-            raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes]; "
-                             "the loss is their cross entropy and is taken here.")
-        if tuple(logits.shape) != (size, task.classes):
-            fault = logits.shape[:-1] == (size,) and (_beyond(data.train.labels, "train", logits.shape[1], "outputs")
-                                                      or _beyond(data.test.labels, "test", logits.shape[1], "outputs"))
-            raise ValueError(f"the model returns logits of shape {list(logits.shape)} for a batch of {size}, where "
-                             f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
-        loss = F.cross_entropy(logits, labels)
-        if not loss.isfinite():
-            raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs.")
-        if not loss.requires_grad:
-            raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
-        loss.backward()
-    if all(p.grad is None for p in weights):
+        _goes_through(task, model, data, size)
+    if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise ValueError("no gradient reaches a trainable parameter: the logits do not depend on them.")
     return again
 
-
-def _loaded(task: Task, profile: str) -> Data: # raises `ValueError`
-    "What a task reads, if its record can say what that is"
-    try:
-        data = task.load(profile)
-    except Unavailable:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"reading the data fails: {type(error).__name__}: {error}") from error
-    for what, text in (("copy of the data", data.copy), ("fingerprint of the data", data.fingerprint), ("backbone", task.backbone)):
-        if not (isinstance(text, str) and text and text.isprintable() or what == "backbone" and text is None):
-            raise ValueError(f"the {what} is {shown(text)}, where the records need a few words in a line: own_task takes them as about=...")
-    return data
-
-
-def check(
-    task: Task, # anybody's
-    profile: str = "paper", # which budget
-    protocol: str = "paper", # whose rates
-    strategies: Iterable[str] = tuple(STRATEGIES), # those that shall be trained
-) -> Data: # what it reads; raises `ValueError` with a sentence that names the fault, `Unavailable` where data is missing
-    "Hold a task to its word before anything is trained; leaves the global generators alone"
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-816
+def _check_words(task: Task, profile: str, protocol: str) -> Budget: # raises `ValueError`
+    "The budget of a task whose names and numbers are such"
     if not isinstance(task, Task):
         raise ValueError(f"a task is made by own_task, or a `dals.lab.tasks.Task`, not a {type(task).__name__}.")
     if not isinstance(task.name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", task.name) and task.name not in TASKS:
@@ -328,6 +337,31 @@ def check(
             raise ValueError(f"{what} of the task is a whole number, not {shown(number)}.")
     if budget.epochs < 1 or budget.batch_size < 1:
         raise ValueError(f"a run needs at least one epoch and one example per batch, not {budget.epochs} and {budget.batch_size}.")
+    return budget
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-817
+def _loaded(task: Task, profile: str) -> Data: # raises `ValueError`
+    "What a task reads, if its record can say what that is"
+    try:
+        data = task.load(profile)
+    except Unavailable:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"reading the data fails: {type(error).__name__}: {error}") from error
+    for what, text in (("copy of the data", data.copy), ("fingerprint of the data", data.fingerprint), ("backbone", task.backbone)):
+        if not (isinstance(text, str) and text and text.isprintable() or what == "backbone" and text is None):
+            raise ValueError(f"the {what} is {shown(text)}, where the records need a few words in a line: own_task takes them as about=...")
+    return data
+
+
+def check(
+    task: Task, # anybody's
+    profile: str = "paper", # which budget
+    protocol: str = "paper", # whose rates
+    strategies: Iterable[str] = tuple(STRATEGIES), # those that shall be trained
+) -> Data: # what it reads; raises `ValueError` with a sentence that names the fault, `Unavailable` where data is missing
+    "Hold a task to its word before anything is trained; leaves the global generators alone"
+    budget = _check_words(task, profile, protocol)
     with _fixed():
         data = _loaded(task, profile)
         for part, split in (("train", data.train), ("test", data.test)):
@@ -397,7 +431,7 @@ def load_task(
         raise ValueError(f"{path} makes no task: make one with dals.own_task and give it the name {name}.")
     return lookup(tasks, name, f"task in {path} called")
 
-
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-822
 @contextmanager
 def known_as_registered(task: Task) -> Iterator[None]:
     "Inside the block the registry knows the task by its name"
@@ -419,7 +453,7 @@ def _arrived(source: str) -> Task:
 
 def run_from(
     source: str, # "/path/to/my_task.py:task", or the path of a pickled task
-    config: Mapping[str, Any], # as `run_one` takes it
+    config: Config, # of the run
 ) -> Run:
     "What a worker does: get the task, once per process, and run one config of it"
     with known_as_registered(_arrived(source)):
@@ -498,12 +532,6 @@ def table(
     return sorted(rows, key=lambda row: (-row.final.mean if row.final else math.inf, row.wait))
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-026
-def _colour(generation: str) -> str:
-    "The colour of a generation (0 is the ink) in the style of now; a name such as C1 would be looked up when the picture is saved"
-    from matplotlib.colors import to_hex
-    return to_hex(f"C{generation}" if generation.isdecimal() else "C6")
-
-
 def _accuracy(value: Summary | None) -> str:
     if value is None:
         return "none"
@@ -515,9 +543,164 @@ def _seeds_needed(others: int, level: float = 0.05) -> int:
     return 1 + math.ceil(math.log2(max(1, others) / level))
 
 
+def _in_words(rows: Sequence[Row], target: float) -> tuple[list[str], list[list[str]]]: # the headings, and a list of texts for each row
+    "A table in words"
+    goal = f"{target:g} %"
+    heads = ["strategy", "gen.", "last epoch, %", "best epoch, %", f"epochs to {goal}", f"time to {goal}", "time per run", "SGD = 1",
+             "gradients", "runs", "diverged"]
+    return heads, [[
+        row.strategy, row.generation, _accuracy(row.final), _accuracy(row.best),
+        "never" if row.epochs == math.inf else f"{row.epochs:g}", "never" if row.wait == math.inf else duration(row.wait),
+        duration(row.seconds), "" if row.relative is None else f"{row.relative:.2f}", str(row.gradients), str(row.runs),
+        str(row.diverged or "")]
+        for row in rows]
+
+
+def _ties(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+    from dals.lab.statistics import indistinguishable
+    finals = {row.strategy: {run.seed: run.final_accuracy or 0.0 for run in runs if run.strategy == row.strategy} for row in rows}
+    common, need = len(set.intersection(*(set(seeds) for seeds in finals.values()))), _seeds_needed(len(rows) - 1)
+    if len(rows) == 1:
+        return "There is nothing to compare with."
+    if common < need:
+        return (f"{common} common seeds cannot tell the first from the other {len(rows) - 1}: the paired test needs {need}. "
+                "Take rows whose intervals overlap for ties.")
+    alike = indistinguishable(finals)
+    return (f"A paired test over {common} seeds, with Holm's correction, tells the first from all others." if len(alike) == 1 else
+            f"A paired test over {common} seeds, with Holm's correction, does not tell the first from {', '.join(alike[1:])}.")
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-831
+def _sentences(task: str, runs: Sequence[Run], rows: Sequence[Row], target: float, failed: int) -> list[str]:
+    "What a reader must know to believe a table"
+    run = runs[0]
+    top, config = rows[0], run.config
+    said = [f"Task {task}: {config['epochs']} epochs of {run.data['train']} examples in batches of {config['batch_size']}, tested "
+            f"on {run.data['test']}; protocol {run.protocol}, whose rates nobody tuned for this task. Equal for all are epochs and "
+            f"batches, not gradients or time. Times are those of {' and of '.join(sorted({other.device for other in runs}))}."]
+    if top.final is None:
+        return [*said, "No run finished an epoch."]
+    gap = statistics.fmean(row.best.mean - row.final.mean for row in rows if row.best and row.final)
+    said.append(f"Ordered by the last epoch. The best epoch was picked on the test set and is {gap:.2f} points higher on average. "
+                f"± is Student's 95 % interval of the mean over seeds; the size of the test set alone leaves "
+                f"±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on the first row.")
+    said.append(_ties(runs, [row for row in rows if row.final]))
+    if any(row.epochs == math.inf for row in rows):
+        said.append(f"Never: at least half of the seeds do not reach {target:g} %.")
+    if lost := [f"{row.strategy} ({row.diverged} of {row.runs})" for row in rows if row.diverged]:
+        said.append(f"Diverged, and counted with the epochs that they finished: {', '.join(lost)}.")
+    if failed:
+        said.append(f"{failed} run{'s' * (failed > 1)} failed and {'are' if failed > 1 else 'is'} not counted; the same call tries again.")
+    return said
+
+
+def _as_text(heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ["  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in (heads, *rows)]
+    return "\n".join([*(line.rstrip() for line in lines), "", *notes])
+
+
+def _as_markdown(heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    from dals.lab.render import no_html, table_cell
+    lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *(list(map(table_cell, row)) for row in rows)]
+    return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes), ""]))
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-833
+def _colour(generation: str) -> str:
+    "The colour of a generation (0 is the ink) in the style of now; a name such as C1 would be looked up when the picture is saved"
+    from matplotlib.colors import to_hex
+    return to_hex(f"C{generation}" if generation.isdecimal() else "C6")
+
+
 _STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2.5))) # of the strategies of one generation
 
 
+def _draw_mean(
+    ax: Axes, runs: Sequence[Run], row: Row, what: str, style: Any, *, color: str, lw: float, zorder: int, label: str | None = None,
+    seeds: bool = False,
+) -> None:
+    "The mean over seeds, as long as all of them go on, and the seeds"
+    lines = [[epoch[what] for epoch in run.history] for run in runs if run.strategy == row.strategy and run.history]
+    if seeds and len(lines) > 1:
+        for line in lines:
+            ax.plot(range(1, len(line) + 1), line, color=color, lw=0.6, alpha=0.55, zorder=zorder)
+    mean = [statistics.fmean(values) for values in zip(*lines, strict=False)]
+    ax.plot(range(1, len(mean) + 1), mean, linestyle=style, color=color, lw=lw, zorder=zorder, label=label,
+            marker="." if len(mean) == 1 else None)
+
+
+def draw_curves(
+    runs: Sequence[Run], # all of them
+    rows: Sequence[Row], # of their strategies
+) -> Figure:
+    "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
+    import matplotlib.pyplot as plt
+    rows = [row for row in rows if row.final]
+    generations = sorted({row.generation for row in rows})
+    with plt.style.context(["default", "dals.paper"]):
+        fig = plt.figure(figsize=(max(4.0, 2.0 * len(generations) + 0.8), 5.8))
+        axes = fig.subplots(2, len(generations), sharex=True, sharey="row", squeeze=False)
+        for column, generation in enumerate(generations):
+            own = [row for row in rows if row.generation == generation]
+            for ax, what in zip(axes[:, column], ("test_accuracy", "train_loss"), strict=True):
+                for row in rows:
+                    if row.generation != generation:
+                        _draw_mean(ax, runs, row, what, "-", color="#c9cdd1", lw=0.7, zorder=1)
+                for row, style in zip(own, _STYLES * len(own), strict=False):
+                    _draw_mean(ax, runs, row, what, style, color=_colour(generation), lw=1.9, zorder=3, label=row.strategy, seeds=True)
+            axes[0, column].set_title("the paper's own" if generation == "SOTA" else f"generation {generation}", fontsize=9.5)
+            axes[1, column].set_xlabel("epoch")
+            axes[1, column].legend(*axes[0, column].get_legend_handles_labels(), fontsize=7.5, loc="upper left", handlelength=2.8,
+                                   bbox_to_anchor=(-0.06, -0.2), borderaxespad=0)
+        axes[0, 0].set_ylabel("test accuracy, %")
+        axes[1, 0].set_ylabel("training loss")
+        losses = [epoch["train_loss"] for run in runs for epoch in run.history]
+        if losses and min(losses) > 0:
+            axes[1, 0].set_yscale("log")
+    plt.close(fig) # a notebook shows what a cell returns, and would show an open figure once more
+    return fig
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-835
+def draw_cost(
+    runs: Sequence[Run], # all of them
+    rows: Sequence[Row], # of their strategies, best first
+    target: float, # accuracy in percent whose time is shown
+) -> Figure:
+    "Beside each strategy, best first: its accuracy after the last epoch, what a run took, and how long the target took"
+    import matplotlib.pyplot as plt
+    rows = [row for row in rows if row.final]
+    base = next((row.seconds for row in rows if row.strategy == BASELINE), None)
+    unit = base or 1.0
+    with plt.style.context(["default", "dals.paper"]):
+        fig = plt.figure(figsize=(7.2, 1.3 + 0.24 * len(rows)))
+        left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+        ink = _colour("0")
+        for place, row in enumerate(rows):
+            some = [run for run in runs if run.strategy == row.strategy]
+            finals, colour = [run.final_accuracy for run in some if run.final_accuracy is not None], _colour(row.generation)
+            if len(finals) > 1 and row.final:
+                left.plot([row.final.low, row.final.high], [place, place], color=colour, lw=6, alpha=0.22, solid_capstyle="butt")
+            left.plot(finals, [place] * len(finals), "o", color=colour, ms=4, alpha=0.8, mew=0)
+            left.plot(row.final.mean if row.final else [], place if row.final else [], "|", color=ink, ms=10, mew=2, zorder=3)
+            right.plot([0, row.seconds / unit], [place, place], color=colour, lw=3 * row.gradients, alpha=0.35, solid_capstyle="butt")
+            if row.wait < math.inf:
+                right.plot(row.wait / unit, place, "D", color=colour, ms=5, mec="white", mew=0.7, zorder=3)
+        every = [run.final_accuracy for run in runs if run.final_accuracy is not None]
+        margin = max(1.0, 0.08 * (max(every) - min(every)))
+        left.set_xlim(min(every) - margin, min(100.5, max(every) + margin)) # an interval of two seeds may go far beyond
+        left.set_yticks(range(len(rows)), [row.strategy for row in rows], fontsize=8)
+        left.set_ylim(len(rows) - 0.4, -0.6)
+        left.set_xlabel("test accuracy after the last epoch, %")
+        right.set_xlabel(f"time per run, {BASELINE} = 1" if base else "seconds per run")
+        right.set_xlim(left=0)
+        right.plot([], [], "D", color=ink, ms=5, label=f"time to {target:g} %")
+        right.plot([], [], color=ink, lw=6, alpha=0.35, label="two gradients per step")
+        fig.legend(loc="outside upper right", ncols=2, fontsize=8)
+        for ax in (left, right):
+            ax.grid(axis="y", visible=False)
+    plt.close(fig)
+    return fig
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-837
 @dataclass(repr=False)
 class Comparison:
     "What a benchmark found: print it, show it in a notebook, draw its curves and costs, save it"
@@ -533,67 +716,20 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]: # the headings, and a list of texts for each row
         "The table in words"
-        goal = f"{self.target:g} %"
-        heads = ["strategy", "gen.", "last epoch, %", "best epoch, %", f"epochs to {goal}", f"time to {goal}", "time per run", "SGD = 1",
-                 "gradients", "runs", "diverged"]
-        return heads, [[
-            row.strategy, row.generation, _accuracy(row.final), _accuracy(row.best),
-            "never" if row.epochs == math.inf else f"{row.epochs:g}", "never" if row.wait == math.inf else duration(row.wait),
-            duration(row.seconds), "" if row.relative is None else f"{row.relative:.2f}", str(row.gradients), str(row.runs),
-            str(row.diverged or "")]
-            for row in self.rows]
+        return _in_words(self.rows, self.target)
 
     def notes(self) -> list[str]:
         "The sentences under the table"
-        rows, run = self.rows, self.runs[0]
-        top, config = rows[0], run.config
-        said = [f"Task {self.task}: {config['epochs']} epochs of {run.data['train']} examples in batches of {config['batch_size']}, tested "
-                f"on {run.data['test']}; protocol {run.protocol}, whose rates nobody tuned for this task. Equal for all are epochs and "
-                f"batches, not gradients or time. Times are those of {' and of '.join(sorted({other.device for other in self.runs}))}."]
-        if top.final is None:
-            return [*said, "No run finished an epoch."]
-        gap = statistics.fmean(row.best.mean - row.final.mean for row in rows if row.best and row.final)
-        said.append(f"Ordered by the last epoch. The best epoch was picked on the test set and is {gap:.2f} points higher on average. "
-                    f"± is Student's 95 % interval of the mean over seeds; the size of the test set alone leaves "
-                    f"±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on the first row.")
-        said.append(self._ties([row for row in rows if row.final]))
-        if any(row.epochs == math.inf for row in rows):
-            said.append(f"Never: at least half of the seeds do not reach {self.target:g} %.")
-        if lost := [f"{row.strategy} ({row.diverged} of {row.runs})" for row in rows if row.diverged]:
-            said.append(f"Diverged, and counted with the epochs that they finished: {', '.join(lost)}.")
-        if self.failed:
-            count = len(self.failed)
-            said.append(f"{count} run{'s' * (count > 1)} failed and {'are' if count > 1 else 'is'} not counted; the same call tries again.")
-        return said
-
-    def _ties(self, rows: Sequence[Row]) -> str:
-        from dals.lab.statistics import indistinguishable
-        finals = {row.strategy: {run.seed: run.final_accuracy or 0.0 for run in self.runs if run.strategy == row.strategy} for row in rows}
-        common, need = len(set.intersection(*(set(seeds) for seeds in finals.values()))), _seeds_needed(len(rows) - 1)
-        if len(rows) == 1:
-            return "There is nothing to compare with."
-        if common < need:
-            return (f"{common} common seeds cannot tell the first from the other {len(rows) - 1}: the paired test needs {need}. "
-                    "Take rows whose intervals overlap for ties.")
-        alike = indistinguishable(finals)
-        return (f"A paired test over {common} seeds, with Holm's correction, tells the first from all others." if len(alike) == 1 else
-                f"A paired test over {common} seeds, with Holm's correction, does not tell the first from {', '.join(alike[1:])}.")
+        return _sentences(self.task, self.runs, self.rows, self.target, len(self.failed))
 
     def __str__(self) -> str:
-        heads, rows = self.cells()
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        lines = ["  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in (heads, *rows)]
-        return "\n".join([*(line.rstrip() for line in lines), "", *self.notes()])
+        return _as_text(*self.cells(), self.notes())
 
     __repr__ = __str__
 
     def markdown(self) -> str:
         "The table and its sentences as Markdown, without HTML"
-        from dals.lab.render import no_html, table_cell
-        heads, rows = self.cells()
-        rows = [list(map(table_cell, row)) for row in rows]
-        lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *rows]
-        return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in self.notes()), ""]))
+        return _as_markdown(*self.cells(), self.notes())
 
     def _repr_html_(self) -> str:
         from dals.lab.render import simple_table, styled
@@ -602,78 +738,11 @@ class Comparison:
 
     def curves(self) -> Figure:
         "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
-        import matplotlib.pyplot as plt
-        rows = [row for row in self.rows if row.final]
-        generations = sorted({row.generation for row in rows})
-        with plt.style.context(["default", "dals.paper"]):
-            fig = plt.figure(figsize=(max(4.0, 2.0 * len(generations) + 0.8), 5.8))
-            axes = fig.subplots(2, len(generations), sharex=True, sharey="row", squeeze=False)
-            for column, generation in enumerate(generations):
-                own = [row for row in rows if row.generation == generation]
-                for ax, what in zip(axes[:, column], ("test_accuracy", "train_loss"), strict=True):
-                    for row in rows:
-                        if row.generation != generation:
-                            self._line(ax, row, what, "-", color="#c9cdd1", lw=0.7, zorder=1)
-                    for row, style in zip(own, _STYLES * len(own), strict=False):
-                        self._line(ax, row, what, style, color=_colour(generation), lw=1.9, zorder=3, label=row.strategy, seeds=True)
-                axes[0, column].set_title("the paper's own" if generation == "SOTA" else f"generation {generation}", fontsize=9.5)
-                axes[1, column].set_xlabel("epoch")
-                axes[1, column].legend(*axes[0, column].get_legend_handles_labels(), fontsize=7.5, loc="upper left", handlelength=2.8,
-                                       bbox_to_anchor=(-0.06, -0.2), borderaxespad=0)
-            axes[0, 0].set_ylabel("test accuracy, %")
-            axes[1, 0].set_ylabel("training loss")
-            losses = [epoch["train_loss"] for run in self.runs for epoch in run.history]
-            if losses and min(losses) > 0:
-                axes[1, 0].set_yscale("log")
-        plt.close(fig) # a notebook shows what a cell returns, and would show an open figure once more
-        return fig
-
-    def _line(self, ax: Axes, row: Row, what: str, style: Any, *, color: str, lw: float, zorder: int, label: str | None = None,
-              seeds: bool = False) -> None:
-        "The mean over seeds, as long as all of them go on, and the seeds"
-        lines = [[epoch[what] for epoch in run.history] for run in self.runs if run.strategy == row.strategy and run.history]
-        if seeds and len(lines) > 1:
-            for line in lines:
-                ax.plot(range(1, len(line) + 1), line, color=color, lw=0.6, alpha=0.55, zorder=zorder)
-        mean = [statistics.fmean(values) for values in zip(*lines, strict=False)]
-        ax.plot(range(1, len(mean) + 1), mean, linestyle=style, color=color, lw=lw, zorder=zorder, label=label,
-                marker="." if len(mean) == 1 else None)
+        return draw_curves(self.runs, self.rows)
 
     def cost(self) -> Figure:
         "Beside each strategy, best first: its accuracy after the last epoch, what a run took, and how long the target took"
-        import matplotlib.pyplot as plt
-        rows = [row for row in self.rows if row.final]
-        base = next((row.seconds for row in rows if row.strategy == BASELINE), None)
-        unit = base or 1.0
-        with plt.style.context(["default", "dals.paper"]):
-            fig = plt.figure(figsize=(7.2, 1.3 + 0.24 * len(rows)))
-            left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
-            ink = _colour("0")
-            for place, row in enumerate(rows):
-                some = [run for run in self.runs if run.strategy == row.strategy]
-                finals, colour = [run.final_accuracy for run in some if run.final_accuracy is not None], _colour(row.generation)
-                if len(finals) > 1 and row.final:
-                    left.plot([row.final.low, row.final.high], [place, place], color=colour, lw=6, alpha=0.22, solid_capstyle="butt")
-                left.plot(finals, [place] * len(finals), "o", color=colour, ms=4, alpha=0.8, mew=0)
-                left.plot(row.final.mean if row.final else [], place if row.final else [], "|", color=ink, ms=10, mew=2, zorder=3)
-                right.plot([0, row.seconds / unit], [place, place], color=colour, lw=3 * row.gradients, alpha=0.35, solid_capstyle="butt")
-                if row.wait < math.inf:
-                    right.plot(row.wait / unit, place, "D", color=colour, ms=5, mec="white", mew=0.7, zorder=3)
-            every = [run.final_accuracy for run in self.runs if run.final_accuracy is not None]
-            margin = max(1.0, 0.08 * (max(every) - min(every)))
-            left.set_xlim(min(every) - margin, min(100.5, max(every) + margin)) # an interval of two seeds may go far beyond
-            left.set_yticks(range(len(rows)), [row.strategy for row in rows], fontsize=8)
-            left.set_ylim(len(rows) - 0.4, -0.6)
-            left.set_xlabel("test accuracy after the last epoch, %")
-            right.set_xlabel(f"time per run, {BASELINE} = 1" if base else "seconds per run")
-            right.set_xlim(left=0)
-            right.plot([], [], "D", color=ink, ms=5, label=f"time to {self.target:g} %")
-            right.plot([], [], color=ink, lw=6, alpha=0.35, label="two gradients per step")
-            fig.legend(loc="outside upper right", ncols=2, fontsize=8)
-            for ax in (left, right):
-                ax.grid(axis="y", visible=False)
-        plt.close(fig)
-        return fig
+        return draw_cost(self.runs, self.rows, self.target)
 
     def save(
         self,
@@ -700,7 +769,71 @@ def _no_strangers(task: Task, data: Data, runs: Iterable[Run], store: Store) -> 
             raise Conflict(f"the store has runs of {task.name} on other data (fingerprint {run.data['fingerprint']}, now "
                            f"{data.fingerprint}): give the task another name, or move the folder {store.path(run).parents[3]} away.")
 
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-842
+def _train_missing(
+    task: Task, # checked
+    where: str | None, # the whole path of its file and its name; None for an object
+    data: Data, # that the check has read
+    configs: Sequence[Config], # what is wanted
+    store: Store, # where runs are kept
+    jobs: int, # worker processes
+    progress: Callable[[str], object] | None, # gets one line per finished run
+) -> dict[Key, str]: # runs that failed, with the reason; raises as `benchmark`
+    "Train what the store lacks"
+    try:
+        todo = missing(configs, store)
+    except Conflict as error:
+        raise Conflict(f"{str(error).partition(':')[0]}: give the task another name, or move its folder in the store away.") from None
+    travels = _packed(task) if todo and where is None and jobs != 1 else b""
+    if todo and where is not None and load_task(where).load(configs[0].profile).fingerprint != data.fingerprint:
+        raise ValueError(f"{Path(where).name} makes other data each time it is run, and every worker runs it: fix the seed of what is "
+                         "drawn there, such as train_test_split(..., random_state=0).")
+    if todo:
+        store.prepare()
+    if progress:
+        progress(f"{len(todo)} of {len(configs)} runs to do" if todo else f"nothing to do: all {len(configs)} runs are in the store")
+    if not todo:
+        return {}
+    if where is None and jobs == 1:
+        with ThreadPoolExecutor(1) as here:
+            return sweep(todo, store, progress=progress, executor=here).failed
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(where or Path(folder) / "task.pickle")
+        if where is None:
+            source.write_bytes(travels)
+        return sweep(todo, store, jobs, progress, run=partial(run_from, str(source))).failed
 
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-844
+def _benchmark(
+    task: Task | str, strategies: Sequence[str] | str, seeds: int | Iterable[int], jobs: int, target: float | None, protocol: str,
+    profile: str, device: str | None, store: Store, progress: Callable[[str], object] | None,
+) -> Comparison:
+    "What `benchmark` does"
+    if target is not None and not 0 <= target <= 100:
+        raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
+    if importlib.util.find_spec("scipy") is None:
+        raise ModuleNotFoundError("the intervals of the table need the package scipy: pip install 'dals[report]' brings it.", name="scipy")
+    where = os.path.abspath(task) if isinstance(task, str) else None # now: what is in the file may change the folder
+    task = load_task(task) if isinstance(task, str) else task
+    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
+    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not names or not numbers:
+        raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
+    find_device(device)
+    data = check(task, profile, protocol, names)
+    configs = [Config(task.name, name, seed, protocol, profile, device=device, fast=False) for seed in numbers for name in names]
+    with known_as_registered(task):
+        _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
+        failed = _train_missing(task, where, data, configs, store, jobs, progress)
+    found = [store.get(task.name, profile, protocol, name, seed) for name in names for seed in numbers]
+    runs = [run for run in found if run is not None]
+    if not runs:
+        reason = next(iter(failed.values()), "they are at work elsewhere").splitlines()[0]
+        raise RuntimeError(f"none of the {len(configs)} runs came to an end: {reason}")
+    return Comparison(task.name, runs, default_target(runs) if target is None else target, failed)
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-845
 def benchmark(
     task: Task | str,
     strategies: Sequence[str] | str = "all",
@@ -723,96 +856,37 @@ def benchmark(
     strategies : sequence of str or str, default "all"
         Names of `STRATEGIES`, one of them, or "all".
     seeds : int or iterable of int, default 5
-        How many, from 0 up; or which. Fewer than five say little: intervals and ties are about the
-        mean over seeds.
+        How many, from 0 up; or which. Fewer than five say little.
     jobs : int, at least 1, default 1
-        Worker processes, one thread each. With 1, a task that was given as an object is trained in
-        this process.
+        Worker processes, one thread each. With 1, a task given as an object is trained right here.
     target : float in [0, 100] or None, default None
         Accuracy in percent whose first epoch is compared. None is what every seed of Fixed SGD ends
         with, cut to a whole percent.
-    protocol : str, default "paper"
-        Whose rates.
-    profile : str, default "paper"
-        The budget: "paper" is what the task says, "smoke" a trial.
+    protocol, profile : str, default "paper"
+        Whose rates; and the budget: "paper" is what the task says, "smoke" a trial.
     device : str or None, default None
         Where to train, such as "cuda". None is the CPU.
     store : Store or None, default None
-        Where runs are kept, one file each. None is `_results`, beside settings.ini or else in the
-        current folder.
+        Where runs are kept. None is `_results`, beside settings.ini or else in the current folder.
     progress : function or None, default print
         Gets one line per finished run. None is silence.
 
     Returns
     -------
     Comparison
-        One row for each strategy, best first: print it, show it in a notebook, or call `curves`,
-        `cost` and `save`.
+        One row for each strategy, best first: print it, or call `curves`, `cost` and `save`.
 
     Raises
     ------
-    ValueError
-        For anything that cannot be trained, before anything is trained. The sentence says what to
-        mend.
-    Conflict
-        Where the store has runs of that name on other data or with another budget.
-    Unavailable
-        Where data is missing.
-    RuntimeError
-        Where no run came to an end.
-    ModuleNotFoundError
-        Without scipy, which ``pip install 'dals[report]'`` brings.
+    ValueError, Conflict, Unavailable
+        Before anything is trained: for what cannot be, where the store has runs of that name on
+        other data or with another budget, where data is missing.
+    RuntimeError, ModuleNotFoundError
+        Where no run came to an end; without scipy, which ``pip install 'dals[report]'`` brings.
 
     Examples
     --------
     >>> found = benchmark(task, ["Fixed SGD", "AdamW", "DALS"], seeds=5)  # doctest: +SKIP
     >>> print(found)  # doctest: +SKIP
     """
-    if target is not None and not 0 <= target <= 100:
-        raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
-    if importlib.util.find_spec("scipy") is None:
-        raise ModuleNotFoundError("the intervals of the table need the package scipy: pip install 'dals[report]' brings it.", name="scipy")
-    store, where = store or Store(), task if isinstance(task, str) else None
-    whole = os.path.abspath(where or "") # now: what is in the file may change the folder
-    task = load_task(task) if isinstance(task, str) else task
-    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
-    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not names or not numbers:
-        raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
-    find_device(device)
-    data = check(task, profile, protocol, names)
-    shared = {"task": task.name, "protocol": protocol, "profile": profile, "device": device, "fast": False}
-    configs: list[dict[str, Any]] = [{**shared, "strategy": name, "seed": seed} for seed in numbers for name in names]
-    with known_as_registered(task):
-        _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
-        try:
-            todo = missing(configs, store)
-        except Conflict as error:
-            raise Conflict(f"{str(error).partition(':')[0]}: give the task another name, or move its folder in the store away.") from None
-        failed: dict[Key, str] = {}
-        travels = _packed(task) if todo and where is None and jobs != 1 else b""
-        if todo and where is not None and load_task(whole).load(profile).fingerprint != data.fingerprint:
-            raise ValueError(f"{where} makes other data each time it is run, and every worker runs it: fix the seed of what is drawn "
-                             "there, such as train_test_split(..., random_state=0).")
-        if todo:
-            store.prepare()
-        if progress:
-            progress(f"{len(todo)} of {len(configs)} runs to do" if todo else f"nothing to do: all {len(configs)} runs are in the store")
-        if todo and where is None and jobs == 1:
-            with ThreadPoolExecutor(1) as here:
-                failed = sweep(todo, store, progress=progress, executor=here).failed
-        elif todo:
-            with tempfile.TemporaryDirectory() as folder:
-                if where is None:
-                    source = Path(folder) / "task.pickle"
-                    source.write_bytes(travels)
-                else:
-                    source = Path(whole)
-                failed = sweep(todo, store, jobs, progress, run=partial(run_from, str(source))).failed
-    found = [store.get(task.name, profile, protocol, name, seed) for name in names for seed in numbers]
-    runs = [run for run in found if run is not None]
-    if not runs:
-        reason = next(iter(failed.values()), "they are at work elsewhere").splitlines()[0]
-        raise RuntimeError(f"none of the {len(configs)} runs came to an end: {reason}")
-    return Comparison(task.name, runs, default_target(runs) if target is None else target, failed)
+    return _benchmark(task, strategies, seeds, jobs, target, protocol, profile, device, store or Store(), progress)

@@ -16,10 +16,10 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from .tasks import FILES, TASKS, answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
+from .tasks import FILES, answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
 
 # %% auto #0
-__all__ = ['convnet', 'crop_and_flip', 'standardized', 'read_cifar10', 'read_cifar10_jpeg']
+__all__ = ['CIFAR10', 'CIFAR10_JPEG', 'convnet', 'crop_and_flip', 'standardized', 'read_cifar10', 'read_cifar10_jpeg']
 
 # %% ../../nbs/4_workshop/10_pictures.ipynb #09_tasks-082
 def convnet() -> nn.Sequential: # from [examples, 3, 32, 32] to ten logits
@@ -103,8 +103,8 @@ def read_cifar10_jpeg(budget: Budget) -> Data: # raises `Unavailable`
     return Data(train, test, "saved again as JPEG, not the original pixels", fingerprint(*(FILES[name][1] for name in names)))
 
 
-TASKS["cifar10"] = Task(
+CIFAR10 = Task(
     "cifar10", "scratch", 10, read_cifar10, convnet,
     {"paper": Budget(50, 128, 50000, 10000), "cpu": Budget(5, 128, 5000, 2000), "smoke": Budget(1, 128, 512, 256)}, chance=10.0,
     augment=crop_and_flip)
-TASKS["cifar10+jpeg"] = replace(TASKS["cifar10"], name="cifar10+jpeg", read=read_cifar10_jpeg, stand_in=True)
+CIFAR10_JPEG = replace(CIFAR10, name="cifar10+jpeg", read=read_cifar10_jpeg, stand_in=True)

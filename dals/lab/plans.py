@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from .records import Config, Key, Run
+
 if TYPE_CHECKING:
-    from dals.lab.store import Key
-    from dals.lab.training import Run
+    from dals.recipes.strategies import Protocol
 
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-007-plans
 class Refused(Exception):
@@ -69,6 +70,28 @@ def seeds_text(
     return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-011-plans
+def _variants(
+    names: Sequence[str], # of variants, or "all"
+    strategies: Sequence[str], # that may be run
+    rules: "Protocol", # whose variants
+) -> list[tuple[str, dict[str, Any]]]: # strategy and the rest of a config; raises Refused
+    "Which strategies a plan runs, and what each varies."
+    if not names:
+        return [(strategy, {}) for strategy in strategies]
+    if not rules.variants:
+        from dals.recipes.strategies import PROTOCOLS
+        others = " or ".join(f"--protocol {name}" for name, other in PROTOCOLS.items() if other.variants)
+        raise Refused(f"protocol {rules.name!r} has nothing that a variant could take back: it goes with {others or 'none here'}")
+    chosen = [known(name, rules.variants, "variant") for name in names if name != "all"]
+    chosen = list(rules.variants) if "all" in names else chosen
+    found = [(strategy, {"variant": name, "overrides": rules.variants[name].undo}) for name in chosen for strategy in strategies
+             if strategy in rules.variants[name].strategies]
+    if not found:
+        about = ", ".join(rules.variants[chosen[0]].strategies)
+        raise Refused(f"{', '.join(chosen)} touches none of {', '.join(strategies)}: it is about {about}")
+    return found
+
+
 def plan(
     tasks: Sequence[str], # names
     strategies: Sequence[str] | None, # names; None for all that the protocol has
@@ -76,42 +99,29 @@ def plan(
     protocol: str = "paper", # whose settings
     profile: str = "paper", # which budget
     device: str | None = None, # None for the CPU
-    variants: Sequence[str] = (), # names of `VARIANTS`, or "all"; each runs the strategies that it touches
+    variants: Sequence[str] = (), # names of the protocol's variants, or "all"; each runs the strategies that it touches
     fast: bool | None = None, # the fast path; None: as the budget says, else on CUDA and not on the CPU
-) -> list[dict[str, Any]]: # raises Refused for a name that is not known
+) -> list[Config]: # raises Refused for a name that is not known
     "The configs of tasks x strategies x seeds, or of their variants."
-    from dals.recipes.released import VARIANTS
-    from dals.lab.store import settings
-    from dals.recipes.strategies import STRATEGIES, strategies_of
-    from dals.lab.training import find_device
+    from dals.lab.training import find_device, settings
+    from dals.recipes.strategies import STRATEGIES, get_protocol
     chosen = [known(strategy, STRATEGIES, "strategy") for strategy in strategies or STRATEGIES]
     try:
-        having = strategies_of(protocol)
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    if strategies and (lacking := [strategy for strategy in chosen if strategy not in having]):
-        raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
-    chosen = [strategy for strategy in chosen if strategy in having]
-    shared = {"protocol": protocol, "profile": profile, "device": device, "fast": fast}
-    if variants and protocol != "released":
-        raise Refused("a variant takes something back that the released code did: it goes with --protocol released")
-    names = [known(name, VARIANTS, "variant") for name in variants if name != "all"]
-    names = list(VARIANTS) if "all" in variants else names
-    what = [(strategy, {"variant": name, "overrides": VARIANTS[name].undo}) for name in names for strategy in chosen
-            if strategy in VARIANTS[name].strategies] if names else [(strategy, {}) for strategy in chosen]
-    if not what:
-        raise Refused(f"{', '.join(names)} touches none of {', '.join(chosen)}: it is about {', '.join(VARIANTS[names[0]].strategies)}")
-    try:
-        if protocol == "tuned":
+        rules = get_protocol(protocol)
+        if strategies and (lacking := [strategy for strategy in chosen if strategy not in rules.strategies]):
+            raise Refused(f"protocol {protocol!r} has no settings for {', '.join(lacking)}")
+        what = _variants(variants, [strategy for strategy in chosen if strategy in rules.strategies], rules)
+        if rules.tuned:
             from dals.lab.store import Store
             from dals.lab.tuning import tuned_configs
-            store = Store()
-            configs = [{**config, **shared} for task in tasks for config in tuned_configs(task, chosen, seeds, store, profile)]
+            store, names = Store(), [strategy for strategy, _ in what]
+            configs = [replace(config, device=device, fast=fast) for task in tasks
+                       for config in tuned_configs(task, names, seeds, store, profile)]
         else:
-            configs = [{"task": task, "strategy": strategy, "seed": seed, **shared, **extra}
+            configs = [Config(task, strategy, seed, protocol, profile, device=device, fast=fast, **extra)
                        for task in tasks for seed in seeds for strategy, extra in what]
         find_device(device)
-        for one in {(config["task"], config["strategy"], str(config.get("overrides"))): config for config in configs}.values():
+        for one in {(config.task, config.strategy, str(config.overrides)): config for config in configs}.values():
             settings(one)
     except (KeyError, ValueError) as error: # no such profile, protocol or device
         raise Refused(str(error.args[0])) from None
@@ -130,8 +140,8 @@ def work(
 
 
 def expected(
-    configs: Iterable[Mapping[str, Any]], # runs to come
-    runs: Sequence["Run"], # records to learn from
+    configs: Iterable[Config], # runs to come
+    runs: Sequence[Run], # records to learn from
     place: str | None = None, # the device in words, such as "cuda"; None: what each config asks for
 ) -> list[float | None]: # seconds of computing; None where nothing is known
     """What each run will take, by records of its task on the same kind of device: first those of the same chip, then those of its profile;
@@ -164,19 +174,19 @@ def expected(
     devices: dict[str | None, str] = {}
     answer: list[float | None] = []
     for config in configs:
-        asked = config.get("device")
+        asked = config.device
         if place is None and asked not in devices:
             devices[asked] = device_name(find_device(asked))
         device = place or devices[asked]
-        key = (config["task"], config["profile"], config["strategy"], device)
+        key = (config.task, config.profile, config.strategy, device)
         each = known[key] if key in known else known.setdefault(key, rate(*key))
-        answer.append(None if each is None else each * work(config["task"], config["profile"], config["protocol"]))
+        answer.append(None if each is None else each * work(config.task, config.profile, config.protocol))
     return answer
 
 
 def cost(
-    configs: Iterable[Mapping[str, Any]], # runs to come
-    runs: Sequence["Run"], # records to learn from
+    configs: Iterable[Config], # runs to come
+    runs: Sequence[Run], # records to learn from
 ) -> tuple[float, int]: # seconds of computing, and for how many configs nothing is known
     "What runs will take together."
     seconds = expected(configs, runs)
@@ -184,8 +194,8 @@ def cost(
 
 
 def cost_text(
-    configs: Sequence[Mapping[str, Any]], # runs to come
-    runs: Sequence["Run"], # records to learn from
+    configs: Sequence[Config], # runs to come
+    runs: Sequence[Run], # records to learn from
     jobs: int = 1, # processes that share the work
 ) -> str:
     "The cost in words."
@@ -211,20 +221,20 @@ MANY = 20 # runs; a longer plan is told by task and by strategy
 
 
 def plan_text(
-    configs: Sequence[Mapping[str, Any]], # runs to come
-    runs: Sequence["Run"], # records to learn from
+    configs: Sequence[Config], # runs to come
+    runs: Sequence[Run], # records to learn from
 ) -> list[str]: # lines
     "A plan in words: run by run, or, where they are many, a table by task and below it the seeds of each strategy."
     from dals.lab.sweep import duration
     if len(configs) <= MANY:
-        return [f"  {config['task']}  {config['strategy']}  seed {config['seed']}" + f"  {config['variant']}" * bool(config.get("variant"))
+        return [f"  {config.task}  {config.strategy}  seed {config.seed}" + f"  {config.variant}" * bool(config.variant)
                 for config in configs]
-    tasks: dict[str, list[Mapping[str, Any]]] = {}
+    tasks: dict[str, list[Config]] = {}
     seeds: dict[tuple[str, str], list[int]] = {}
     for config in configs:
-        tasks.setdefault(config["task"], []).append(config)
-        what = config["strategy"] + f"  {config['variant']}" * bool(config.get("variant"))
-        seeds.setdefault((config["task"], what), []).append(config["seed"])
+        tasks.setdefault(config.task, []).append(config)
+        what = config.strategy + f"  {config.variant}" * bool(config.variant)
+        seeds.setdefault((config.task, what), []).append(config.seed)
     width = max(map(len, ["task", *tasks]))
     lines = [f"  {'task'.ljust(width)}  runs  computing"]
     for task, some in tasks.items():
@@ -249,8 +259,8 @@ def columns(
 
 # %% ../../nbs/4_workshop/17_plans.ipynb #14_cli-016c
 def shared_time(
-    runs: Sequence["Run"], # of any devices
-) -> list["Run"]: # the same, each with the seconds of its device that it had to itself
+    runs: Sequence[Run], # of any devices
+) -> list[Run]: # the same, each with the seconds of its device that it had to itself
     "What runs cost where several share a device: every moment is divided among those that were at work on it."
     spans = [(run.device, end - run.seconds, end) for run in runs for end in [datetime.fromisoformat(run.finished).timestamp()]]
     shares = [0.0] * len(runs)
@@ -265,8 +275,8 @@ def shared_time(
 
 
 def prices(
-    configs: Sequence[Mapping[str, Any]], # runs to come
-    runs: Sequence["Run"], # records to learn from
+    configs: Sequence[Config], # runs to come
+    runs: Sequence[Run], # records to learn from
     place: str, # a device in words, such as "cuda", or "cpu" and the name of the chip
     jobs: int = 1, # processes that share the CPU
 ) -> list[float | None]: # seconds; None where no record on such a device gives a rate
@@ -279,9 +289,9 @@ def prices(
 
 
 def by_worth(
-    questions: Mapping[tuple[str, Any], Iterable["Key"]], # part and ground of an open question -> the runs that it lacks
-    price: Mapping["Key", float | None], # of every run, in seconds
-) -> list[tuple[tuple[str, Any], list["Key"]]]: # the questions in their new order, each with the runs that those before it left over
+    questions: Mapping[tuple[str, Any], Iterable[Key]], # part and ground of an open question -> the runs that it lacks
+    price: Mapping[Key, float | None], # of every run, in seconds
+) -> list[tuple[tuple[str, Any], list[Key]]]: # the questions in their new order, each with the runs that those before it left over
     "What to run first: the runs that settle the most parts for their price; unknown prices later, other grounds of a settled part last."
     left = {question: list(dict.fromkeys(keys)) for question, keys in questions.items()}
     chosen: list[tuple[tuple[str, Any], list[Key]]] = []

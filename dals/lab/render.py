@@ -10,6 +10,7 @@ __all__ = ['code_sentences', 'filled', 'page', 'styled', 'simple_table', 'code_h
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -101,8 +102,8 @@ def table_cell(
 def no_html(
     text: str,  # Markdown
 ) -> str:
-    "The same without a tag."
-    return text.replace("<", "&lt;")
+    "The same without a tag, and without a link that is a program."
+    return re.sub(r"(?i)(\]\(\s*|\]:\s*)(?=[a-z][\w+.-]*:)(?!https?:)", r"\1#", text.replace("<", "&lt;"))
 
 # %% ../../nbs/4_workshop/15_render.ipynb #15_render-b01
 def _cell_of_csv(value: object) -> object:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import as_completed, ProcessPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -26,27 +24,26 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..optim.adaptive import AdaBound
 from ..optim.joint import SAM, Grokfast, Lion, Lookahead
 from ..optim.wrapper import Wrapper
-from ..recipes.released import GrowingEpsRAdam, LateDecay, LateLookahead
-from ..recipes.strategies import get_strategy
-from .store import Conflict, NewerRecord, Store, StoreError
-from .sweep import _start_worker, demand_guard, duration, missing
-from .tasks import call, get_task, Split, Task
-from .training import find_device, peak_memory, planned, record, Run, seed_everything
+from ..recipes.strategies import get_protocol, get_strategy
+from .records import Config, Run
+from .tasks import call, get_task, Split, Task, Unavailable
+from .training import find_device, peak_memory, planned, record, seed_everything
 
 # %% auto #0
-__all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'draw_each', 'Member', 'member', 'told',
-           'step_all', 'train_epoch_seeds', 'accuracy_seeds', 'members_of', 'fit_seeds', 'run_stack', 'stacks',
-           'sweep_together']
+__all__ = ['ELEMENTWISE', 'coupling', 'stacked', 'is_chain', 'seeds_logits', 'obstacle', 'draw_each', 'Member', 'build_member',
+           'prepared_closure', 'step_all', 'train_epoch_seeds', 'accuracy_seeds', 'members_of', 'fit_seeds',
+           'fit_stack', 'faster_together', 'stacks']
 
 # %% ../../nbs/4_workshop/14_seeds.ipynb #17_seeds-008
-ELEMENTWISE = (SGD, Adam, AdamW, RAdam, AdaBound, Lion, Lookahead, Grokfast, GrowingEpsRAdam, LateDecay, LateLookahead)
+ELEMENTWISE = (SGD, Adam, AdamW, RAdam, AdaBound, Lion, Lookahead, Grokfast)
 
 
 def coupling(
     optimizer: Optimizer, # of any strategy
 ) -> str | None: # None where every weight moves by its own gradients alone
     "The class, of the optimizer or of what it wraps, whose step on one weight depends on the others or on the loss"
-    if type(optimizer) not in ELEMENTWISE:
+    kind = type(optimizer)
+    if kind not in ELEMENTWISE and not vars(kind).get("elementwise"): # its own word, not that of a class it derives from
         return type(optimizer).__name__
     return coupling(optimizer.base) if isinstance(optimizer, Wrapper) else None
 
@@ -129,7 +126,7 @@ class Member(NamedTuple):
         return range(self.part, self.part + 1) if isinstance(self.part, int) else range(self.part.start, self.part.stop)
 
 
-def member(
+def build_member(
     model: nn.Module, # stacked
     part: slice | int, # which runs of it
     build: Callable[[nn.Module], tuple[Optimizer, LRScheduler]], # of a strategy
@@ -145,7 +142,7 @@ def member(
     return Member(part, dict(own.named_parameters()), optimizer, scheduler)
 
 # %% ../../nbs/4_workshop/14_seeds.ipynb #17_seeds-029
-def told(
+def prepared_closure(
     each: Member, # that is to step
     loss: Tensor, # of its runs
     gradients: Sequence[Mapping[str, Tensor | None]], # of the stack, by the names of its parameters: one for every call
@@ -181,11 +178,11 @@ def step_all(
     if climbers:
         with ExitStack() as above:
             for each in climbers:
-                told(each, losses, gradients)()
+                prepared_closure(each, losses, gradients)()
                 above.enter_context(each.optimizer.uphill()) # type: ignore[attr-defined]
             gradients.append(evaluated()[1])
     for each in members:
-        each.optimizer.step(told(each, losses[each.part], gradients)) # type: ignore[arg-type]
+        each.optimizer.step(prepared_closure(each, losses[each.part], gradients)) # type: ignore[arg-type]
     return losses
 
 # %% ../../nbs/4_workshop/14_seeds.ipynb #17_seeds-031
@@ -244,8 +241,8 @@ def members_of(
     members: list[Member] = []
     for own, some in groupby(range(len(overrides)), lambda run: overrides[run]):
         runs = list(some)
-        shared = member(model, slice(runs[0], runs[-1] + 1), lambda part: build(part, **own)) # noqa: B023
-        members += [member(model, run, lambda part: build(part, **own)) for run in runs] if coupling(shared.optimizer) else [shared] # noqa: B023
+        shared = build_member(model, slice(runs[0], runs[-1] + 1), lambda part: build(part, **own)) # noqa: B023
+        members += [build_member(model, run, lambda part: build(part, **own)) for run in runs] if coupling(shared.optimizer) else [shared] # noqa: B023
     return members
 
 
@@ -286,7 +283,7 @@ def fit_seeds(
             raise ValueError(f"Runs of {task.name} cannot be trained at once, because {reason}: train them in turn with fit.")
         model = stacked(models).to(place).train()
         train, test = data.train.to(place), data.test.to(place)
-        augment = None if protocol == "released" else task.augment
+        augment = task.augment if get_protocol(protocol).augments else None
         steps_per_epoch = math.ceil(len(train) / batch_size)
         steps = {"total_steps": epochs * steps_per_epoch, "steps_per_epoch": steps_per_epoch}
         members = members_of(model, each, lambda part, **own: chosen.build(part, **steps, **settings[0], **own))
@@ -309,73 +306,40 @@ def fit_seeds(
             for seed, config, history, fine in zip(seeds, configs, histories, alive, strict=True)]
 
 # %% ../../nbs/4_workshop/14_seeds.ipynb #17_seeds-049
-def run_stack(
-    configs: Sequence[Mapping[str, Any]], # alike in all but seed, overrides and variant
-    store: Store, # where the records go
-) -> list[Run]: # in the order of `configs`
-    "What a worker does: train one stack and store its runs; where one cannot be stored, the others are, and then it is said"
+def fit_stack(
+    configs: Sequence[Config], # alike in all but seed, overrides and variant
+) -> list[Run]: # in their order; `ValueError` where they cannot be trained at once
+    "Train one stack"
     first = configs[0]
-    runs = fit_seeds(first["task"], first["strategy"], [config["seed"] for config in configs], protocol=first["protocol"],
-                     profile=first["profile"], device=first["device"], overrides=[config["overrides"] for config in configs])
-    lost: list[str] = []
+    runs = fit_seeds(first.task, first.strategy, [config.seed for config in configs], protocol=first.protocol, profile=first.profile,
+                     device=first.device, overrides=[config.overrides for config in configs])
     for run, config in zip(runs, configs, strict=True):
-        run.variant = config["variant"]
-        try:
-            store.put(run)
-        except (Conflict, NewerRecord) as error:
-            lost.append(f"{error}; {store.keep(run)}")
-        except StoreError as error: # which says where the result went
-            lost.append(str(error))
-    if lost:
-        raise StoreError("\n".join(lost))
+        run.variant = config.variant
     return runs
 
 
+def faster_together(
+    task: str, # a name of `TASKS`
+) -> bool:
+    "Whether a task's model is a small chain, which several seeds fill a processor better than one"
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return is_chain(get_task(task).model())
+        except Unavailable:
+            return False
+
+
 def stacks(
-    configs: Iterable[Mapping[str, Any]], # complete, in any order
+    configs: Iterable[Config], # in any order
     at_once: int = 10, # runs in a stack
-) -> list[list[Mapping[str, Any]]]: # each alike in all but seed, overrides and variant, equal overrides side by side
-    "Runs that can be trained together"
-    def alike(config: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(str(config[part]) for part in ("task", "strategy", "protocol", "profile", "device"))
-    ordered = sorted(configs, key=lambda config: (alike(config), str(config["variant"]), config["seed"]))
+) -> list[list[Config]]: # each alike in all but seed, overrides and variant, equal overrides side by side
+    "Runs that are worth training together, and each other run by itself"
+    def kind(config: Config) -> tuple[str, ...]:
+        return config.task, config.strategy, config.protocol, config.profile, str(config.device), str(config.fast)
+    ordered = sorted(configs, key=lambda config: (kind(config), str(config.variant), config.seed))
     found = []
-    for _, some in groupby(ordered, alike):
+    for _, some in groupby(ordered, kind):
         several = list(some)
-        found += [several[i:i + at_once] for i in range(0, len(several), at_once)]
+        size = at_once if faster_together(several[0].task) else 1
+        found += [several[i:i + size] for i in range(0, len(several), size)]
     return found
-
-
-def sweep_together(
-    configs: Iterable[Mapping[str, Any]], # as chapter 4.12's `sweep` takes them; on the CPU, of tasks whose runs can be stacked
-    store: Store, # where results go, and where finished ones are looked up
-    jobs: int = 2, # processes, one thread each
-    at_once: int = 10, # runs in a stack
-    progress: Callable[[str], object] | None = print, # gets one line per stack; None: silence
-) -> int: # how many runs were trained; raises what a worker raised, after the others have ended
-    "Run what is missing, a stack at a time"
-    todo = stacks(missing(configs, store), at_once)
-    if todo:
-        demand_guard()
-        store.prepare()
-    total, done, started = sum(map(len, todo)), 0, time.monotonic()
-    lost: list[Exception] = []
-    context = multiprocessing.get_context("spawn")
-    worker_end, our_end = context.Pipe(duplex=False) # ours closes with us, and the workers end
-    with our_end, worker_end, ProcessPoolExecutor(jobs, context, _start_worker, (worker_end,)) as pool:
-        for future in as_completed([pool.submit(run_stack, stack, store) for stack in todo]):
-            try:
-                runs = future.result()
-            except Exception as error: # of one stack; the others are stored as they come
-                lost.append(error)
-                if progress:
-                    progress(f"failed: {error}")
-                continue
-            done += len(runs)
-            left = (time.monotonic() - started) * (total - done) / done
-            if progress:
-                progress(f"[{done}/{total}] {runs[0].task} {runs[0].strategy}, {len(runs)} runs, {duration(runs[0].seconds)} each"
-                         + (f"; about {duration(left)} left" if done < total else ""))
-    if lost:
-        raise lost[0]
-    return done

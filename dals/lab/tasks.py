@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from ..recipes.strategies import lookup, Registry
+from ..recipes.strategies import get_protocol, lookup, Registry
 
 # %% auto #0
 __all__ = ['TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Budget', 'spread', 'shuffled', 'call', 'Task', 'get_task',
@@ -116,9 +116,8 @@ class Task:
     profiles: dict[str, Budget] # "paper", "cpu" and "smoke"
     chance: float # percent that the most frequent class scores on the whole test split
     backbone: str | None = None # the pretrained encoder, None from scratch
-    released_epochs: int | None = None # full budget of the released code where it is not the text's
     draw: Callable[[int], Data] | None = None # another draw of the data, where the data is drawn
-    augment: Callable[[Tensor], Tensor] | None = None # of the inputs of a training batch; not under protocol "released"
+    augment: Callable[[Tensor], Tensor] | None = None # of the inputs of a training batch, where the protocol augments
     stand_in: bool = False # whether backbone or data stand in for the paper's
     multipliers: dict[str, float] = field(default_factory=lambda: {"SGD": 1.0, "Adam": 1.0}) # for all rates of a family
     order: Callable[[Split, int], Tensor] = shuffled # of an epoch: from the examples and the batch size to an index
@@ -132,8 +131,8 @@ class Task:
     def budget(self, profile: str, protocol: str = "paper") -> Budget: # raises `ValueError` that names the profiles
         "What a run may spend under `profile`; a cut is the same for every protocol"
         budget = lookup(self.profiles, profile, "profile")
-        longer = self.released_epochs if (profile, protocol) == ("paper", "released") else None
-        return replace(budget, epochs=longer or budget.epochs)
+        epochs = get_protocol(protocol).epochs if profile == "paper" else {}
+        return replace(budget, epochs=epochs.get(self.base, budget.epochs))
 
     def load(self, profile: str = "paper") -> Data: # raises `Unavailable` with one sentence where something is missing
         "The data, cut to the budget of `profile`; leaves the global generator alone"
@@ -143,7 +142,9 @@ class Task:
                        test=data.test.take(spread(len(data.test), budget.test_examples)))
 
 
-TASKS: Registry[Task] = Registry("dals.lab.texts", "dals.lab.pictures")
+TASKS: Registry[Task] = Registry(
+    *(f"dals.lab.texts:{name}" for name in ("TREC6_MINILM", "TREC6", "RTE_MINILM", "RTE", "IMDB_MINILM", "IMDB")),
+    *(f"dals.lab.pictures:{name}" for name in ("CIFAR10", "CIFAR10_JPEG")))
 
 
 def get_task(name: str) -> Task: # raises `ValueError` that names the tasks

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn, Tensor
 
-from .tasks import TASKS, answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
+from .tasks import answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
 
 # %% auto #0
-__all__ = ['TREC_CLASSES', 'Questions', 'DISTILBERT', 'trec_questions', 'hub_answers', 'hub_questions', 'tokenized', 'bucketed',
-           'read_texts', 'minilm_folder', 'pretrained', 'MeanPoolClassifier', 'minilm_tokenizer', 'minilm', 'from_hub',
-           'stock_logits', 'add_texts', 'rte_pairs', 'imdb_reviews']
+__all__ = ['TREC_CLASSES', 'Questions', 'DISTILBERT', 'TREC6_MINILM', 'TREC6', 'RTE_MINILM', 'RTE', 'IMDB_MINILM', 'IMDB',
+           'trec_questions', 'hub_answers', 'hub_questions', 'tokenized', 'bucketed', 'read_texts', 'minilm_folder',
+           'pretrained', 'MeanPoolClassifier', 'minilm_tokenizer', 'minilm', 'from_hub', 'stock_logits', 'text_tasks',
+           'rte_pairs', 'imdb_reviews']
 
 # %% ../../nbs/4_workshop/09_texts.ipynb #09_tasks-045
 TREC_CLASSES = ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM") # numbered as the hub's copy numbers them
@@ -221,28 +222,27 @@ def stock_logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor: # [exam
 
 
 # %% ../../nbs/4_workshop/09_texts.ipynb #09_tasks-066
-def add_texts(
+def text_tasks(
     name: str, # the paper's name of the task
     classes: int, # possible answers
     source: Callable[[], tuple[Questions, Questions, str]], # training part, test part, the copy in words
     profiles: dict[str, Budget], # what a run may spend
     chance: float, # percent that the most frequent class scores on the whole test split
-    released_epochs: int, # full budget of the released code
-) -> None:
-    "Add the task with the offline encoder, and with the paper's own"
-    def task(suffix: str, tokenizer: Callable[[], Any], model: Callable[[], nn.Module], **others: Any) -> None:
+) -> tuple[Task, Task]:
+    "The task with the offline encoder, and with the paper's own"
+    def task(suffix: str, tokenizer: Callable[[], Any], model: Callable[[], nn.Module], **others: Any) -> Task:
         def read(budget: Budget) -> Data:
             return read_texts(source, tokenizer, budget)
-        TASKS[name + suffix] = Task(name + suffix, "finetune", classes, read, model, profiles, chance, released_epochs=released_epochs,
-                                    order=bucketed, **others)
-    task("+minilm-l6", minilm_tokenizer, lambda: minilm(classes), backbone="all-MiniLM-L6-v2", stand_in=True,
-         multipliers={"SGD": 3.0, "Adam": 2.0})
-    task("", lambda: from_hub("AutoTokenizer"), lambda: from_hub("AutoModelForSequenceClassification", num_labels=classes).train(),
-         backbone=DISTILBERT, logits=stock_logits)
+        return Task(name + suffix, "finetune", classes, read, model, profiles, chance, order=bucketed, **others)
+    return (task("+minilm-l6", minilm_tokenizer, lambda: minilm(classes), backbone="all-MiniLM-L6-v2", stand_in=True,
+                 multipliers={"SGD": 3.0, "Adam": 2.0}),
+            task("", lambda: from_hub("AutoTokenizer"),
+                 lambda: from_hub("AutoModelForSequenceClassification", num_labels=classes).train(),
+                 backbone=DISTILBERT, logits=stock_logits))
 
 
-add_texts("trec6", 6, trec_questions, {"paper": Budget(5, 32, 5452, 500, 128), "cpu": Budget(3, 32, 1600, 500, 128),
-                                       "smoke": Budget(1, 32, 64, 64, 128)}, 100 * 138 / 500, 10)
+TREC6_MINILM, TREC6 = text_tasks("trec6", 6, trec_questions, {
+    "paper": Budget(5, 32, 5452, 500, 128), "cpu": Budget(3, 32, 1600, 500, 128), "smoke": Budget(1, 32, 64, 64, 128)}, 100 * 138 / 500)
 
 # %% ../../nbs/4_workshop/09_texts.ipynb #09_tasks-074
 def rte_pairs() -> tuple[Questions, Questions, str]: # training part, test part, the copy in words; raises `Unavailable`
@@ -265,7 +265,7 @@ def imdb_reviews() -> tuple[Questions, Questions, str]: # training part, test pa
     return (train[0], train[1]), (test[0], test[1]), "the 50,000 reviews of aclImdb, negative ones first"
 
 
-add_texts("rte", 2, rte_pairs, {"paper": Budget(5, 32, 2490, 277, 128), "cpu": Budget(1, 32, 1245, 277, 128),
-                                "smoke": Budget(1, 32, 64, 64, 128)}, 100 * 146 / 277, 10)
-add_texts("imdb", 2, imdb_reviews, {"paper": Budget(3, 32, 25000, 25000, 256), "cpu": Budget(1, 32, 4000, 500, 64, True),
-                                    "smoke": Budget(1, 32, 64, 64, 32)}, 50.0, 5)
+RTE_MINILM, RTE = text_tasks("rte", 2, rte_pairs, {
+    "paper": Budget(5, 32, 2490, 277, 128), "cpu": Budget(1, 32, 1245, 277, 128), "smoke": Budget(1, 32, 64, 64, 128)}, 100 * 146 / 277)
+IMDB_MINILM, IMDB = text_tasks("imdb", 2, imdb_reviews, {
+    "paper": Budget(3, 32, 25000, 25000, 256), "cpu": Budget(1, 32, 4000, 500, 64, True), "smoke": Budget(1, 32, 64, 64, 32)}, 50.0)

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -25,13 +25,14 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..recipes.strategies import HYPERPARAMETERS, RATES, get_strategy, Strategy
+from ..recipes.strategies import PAPER, RATES, get_protocol, get_strategy, Strategy
 from .tasks import TASKS, Data, get_task, mlp, Split, Task
+from .records import THRESHOLDS, Config, Run
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'PAPER_TASKS', 'train_epoch', 'accuracy', 'train_epochs', 'Run', 'find_device', 'device_name',
-           'peak_memory', 'versions', 'commit', 'behaviour', 'seed_everything', 'planned', 'record', 'Forward',
-           'replayed', 'has_bfloat16', 'faster', 'fit']
+__all__ = ['PAPER_TASKS', 'train_epoch', 'accuracy', 'train_epochs', 'find_device', 'device_name', 'peak_memory', 'versions',
+           'commit', 'behaviour', 'seed_everything', 'planned', 'settings', 'record', 'Forward', 'replayed',
+           'has_bfloat16', 'faster', 'fit']
 
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-008
 def train_epoch(
@@ -107,56 +108,6 @@ def train_epochs(
             on_epoch(dict(history[-1]))
     return history, False
 
-# %% ../../nbs/4_workshop/11_training.ipynb #10_training-013
-THRESHOLDS = (60, 70, 80, 90) # test accuracies in percent whose first epoch is recorded
-
-
-@dataclass
-class Run:
-    "The record of one run; `to_dict` and `from_dict` are its JSON form"
-    task: str # with backbone and data copy where they are not the paper's
-    strategy: str # as table 2 prints it
-    protocol: str # whose settings: "paper" or "released"
-    profile: str # the budget: "paper", "cpu" or "smoke"
-    seed: int # moves initialisation, order and dropout, never the data
-    backbone: str | None # the pretrained encoder, None from scratch
-    data: dict[str, Any] # copy, fingerprint, and the numbers of examples in train and test
-    config: dict[str, Any] # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters as used, overrides as asked for
-    history: list[dict[str, Any]] # per epoch: epoch, train_loss, test_accuracy in percent, lr
-    best_accuracy: float | None # percent; None where no epoch was finished
-    final_accuracy: float | None # percent, of the last finished epoch
-    epochs_to: dict[str, int | None] # threshold in percent -> first epoch at or above it
-    diverged: bool # whether a loss or an output was not finite; the history ends before that epoch
-    seconds: float # wall time of training and evaluation
-    device: str # in words
-    threads: int # that torch uses for one operation
-    versions: dict[str, str] # of dals, python, torch, and transformers where there is a backbone
-    commit: str # of the checkout, "+dirty" where tracked files differed, "unknown" outside one
-    finished: str # ISO 8601, UTC
-    variant: str | None = None # what an experiment varied
-    precision: str = "float32" # of the products: "float32" or "bfloat16", which is autocast; weights are float32
-    compiled: bool = False # whether the model was compiled; on CUDA: whether its passes were captured as graphs and replayed
-    together: int = 1 # seeds that were trained at once, in one batched model
-    peak_memory: int | None = None # MiB that the process held at most during the run, on CUDA that its tensors did; None: not measured
-    behaviour: str | None = None # fingerprint of what the code does, see `behaviour`; None: made before records had one, or not to be had
-    schema: int = 3 # of this record
-
-    def to_dict(self) -> dict[str, Any]:
-        "Plain JSON values"
-        return json.loads(json.dumps(asdict(self), allow_nan=False))
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Run: # raises `ValueError` that names what is wrong
-        "The run that `to_dict` described"
-        names = {field.name for field in fields(cls)}
-        if record.get("schema") != cls.schema:
-            raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema {cls.schema}.")
-        missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
-        if missing or unknown:
-            parts = [f"{word} {', '.join(names)}" for word, names in (("it lacks", missing), ("it has unknown", unknown)) if names]
-            raise ValueError(f"This is not a run record of schema {cls.schema}: {' and '.join(parts)}.")
-        return cls(**record)
-
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-015
 def find_device(
     device: str | torch.device | None, # as torch names it; None is the CPU
@@ -222,7 +173,7 @@ def commit() -> str:
         return "unknown"
 
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-048
-PAPER_TASKS = TASKS.shipped # those that came with the package
+PAPER_TASKS = ("synthetic", "synthetic-released", "trec6", "rte", "imdb", "cifar10") # whose models are held by tests
 
 
 def _initial(
@@ -264,12 +215,12 @@ def behaviour(
     hyperparameters: dict[str, Any], # as the record has them
 ) -> str | None: # twelve hex digits; None where a strategy of somebody's own does not fit the toy problem
     "A fingerprint of what strategy and loop do, whatever the rates; equal code, equal fingerprint, on every machine"
-    text = HYPERPARAMETERS["paper"]["scratch"].get(strategy, {})
+    text = PAPER.settings["scratch"].get(strategy, {})
     values = json.loads(json.dumps({name: text.get(name, value) if name in RATES else value for name, value in hyperparameters.items()}))
     try:
         words = _trajectory(get_strategy(strategy), protocol, values)
     except Exception:
-        if strategy in HYPERPARAMETERS["paper"]["scratch"]:
+        if strategy in PAPER.settings["scratch"]:
             raise
         return None
     words += _initial(task) if task.base not in PAPER_TASKS else []
@@ -298,6 +249,14 @@ def planned(
     setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
     return setting, {"epochs": budget.epochs, "batch_size": budget.batch_size, "multiplier": multiplier,
                      "hyperparameters": strategy.settings(**setting, **overrides), "overrides": overrides}
+
+
+def settings(
+    config: Config, # what is asked for
+) -> dict[str, Any]: # epochs, batch_size, multiplier, hyperparameters, overrides; raises `ValueError` for unknown names
+    "What a run of this config will have in its record's `config`, without running it"
+    _, asked = planned(get_task(config.task), get_strategy(config.strategy), config.protocol, config.profile, dict(config.overrides))
+    return json.loads(json.dumps(asked))
 
 
 def record(
@@ -450,7 +409,7 @@ def fit(
         fast = (place.type == "cuda" if fast is None else fast) and (not texts or has_bfloat16(place))
         if fast:
             task = faster(task, model, texts)
-        augment = None if protocol == "released" else task.augment
+        augment = task.augment if get_protocol(protocol).augments else None
         steps_per_epoch = math.ceil(len(train) / batch_size)
         optimizer, scheduler = chosen.build(
             model, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)

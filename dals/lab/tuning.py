@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy
 from .compare import first_epoch
-from .seeds import is_chain, obstacle, sweep_together
-from .store import settings, Store
-from .sweep import missing, sweep
-from .tasks import get_task
-from .training import Run
+from .records import Config, Run
+from .store import Store
+from .sweep import sweep
+from .training import settings
 
 # %% auto #0
 __all__ = ['COARSE', 'TUNING_SEEDS', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step', 'refined',
@@ -58,7 +58,7 @@ def rates(
     step: int, # quarters of a decade
 ) -> dict[str, float]: # as `overrides` of a run
     "The text's rates of a strategy on a task, times a step"
-    text = settings({"task": task, "strategy": strategy})["hyperparameters"]
+    text = settings(Config(task, strategy))["hyperparameters"]
     return {name: text[name] * multiple(step) for name in RATES if name in text}
 
 
@@ -67,10 +67,10 @@ def trials(
     strategy: str, # a name of `STRATEGIES`
     steps: Iterable[int], # quarters of a decade
     profile: str = "paper", # which budget
-) -> list[dict[str, Any]]:
+) -> list[Config]:
     "The runs that try some multiples"
-    return [{"task": f"{task}+validation", "strategy": strategy, "seed": seed, "protocol": "tuned", "profile": profile,
-             "overrides": rates(task, strategy, step), "variant": variant_of(step)} for step in steps for seed in TUNING_SEEDS]
+    return [Config(f"{task}+validation", strategy, seed, "tuned", profile, rates(task, strategy, step), variant_of(step))
+            for step in steps for seed in TUNING_SEEDS]
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-015
 class Choice(NamedTuple):
@@ -133,21 +133,16 @@ def choice(
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-020
 def run_missing(
-    configs: Sequence[Mapping[str, Any]], # of one task
+    configs: Iterable[Config | Mapping[str, Any]], # what is wanted
     store: Store, # where results go
     jobs: int = 2, # processes, one thread each
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> None: # raises `RuntimeError` with the first reason where runs failed
-    "Run what the store lacks, in stacks where the model is a small chain"
-    todo = missing(configs, store)
-    if not todo:
-        return
-    task = get_task(todo[0]["task"])
-    model = task.model()
-    if is_chain(model) and not obstacle(model, task.load(todo[0]["profile"]).train):
-        sweep_together(todo, store, jobs, progress=progress)
-    elif failed := sweep(todo, store, jobs, progress=progress).failed:
-        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, the first one with {next(iter(failed.values())).splitlines()[0]}")
+    "Run what the store lacks, ten at once where their model is a small chain"
+    swept = sweep(configs, store, jobs, progress=progress, at_once=10)
+    if swept.failed:
+        raise RuntimeError(f"{len(swept.failed)} of {len(swept.failed) + len(swept.finished)} runs failed, the first one with "
+                           + next(iter(swept.failed.values())).splitlines()[0])
 
 
 def tune(
@@ -165,7 +160,7 @@ def tune(
     store, names = store or Store(), [get_strategy(name).name for name in strategies]
 
     def spend(steps: Callable[[str], Iterable[int]]) -> None:
-        run_missing([{**config, "device": device, "fast": fast} for name in names for config in trials(task, name, steps(name), profile)],
+        run_missing([replace(config, device=device, fast=fast) for name in names for config in trials(task, name, steps(name), profile)],
                     store, jobs, progress)
     spend(lambda name: COARSE)
     spend(lambda name: refined(scores_of(store.runs(f"{task}+validation", profile, "tuned", name, "*"))))
@@ -178,14 +173,13 @@ def tuned_configs(
     seeds: Iterable[int], # none of `TUNING_SEEDS`
     store: Store, # that has the search
     profile: str = "paper", # which budget
-) -> list[dict[str, Any]]: # raises `ValueError` where a search is not complete or a seed was used for it
+) -> list[Config]: # raises `ValueError` where a search is not complete or a seed was used for it
     "The runs that report what tuning made of some strategies"
     seeds = list(seeds)
     if used := sorted({*seeds} & {*TUNING_SEEDS}):
         raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
     found = {name: rates(task, name, choice(task, name, store, profile).step) for name in strategies}
-    return [{"task": task, "strategy": name, "seed": seed, "protocol": "tuned", "profile": profile, "overrides": own}
-            for name, own in found.items() for seed in seeds]
+    return [Config(task, name, seed, "tuned", profile, own) for name, own in found.items() for seed in seeds]
 
 
 def reported(

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 # %% auto #0
 __all__ = ['INPUTS', 'LATENT', 'HIDDEN', 'OLD_CLASSES', 'NEW_CLASSES', 'SCALES', 'Build', 'TRIAL', 'FRESH', 'CHOSEN', 'STUDENT',
-           'Net', 'pretrain', 'World', 'world', 'tidied', 'transfer_model', 'accuracy', 'flat', 'watch', 'mean', 'Ends',
-           'ends', 'search', 'Difference', 'half_interval', 'difference', 'learned_against_kept']
+           'TEXT_COLOURS', 'Net', 'pretrain', 'World', 'world', 'tidied', 'transfer_model', 'percent_right', 'accuracy',
+           'flat', 'fine_tune', 'drawn', 'watch', 'mean', 'Stacked', 'stacked', 'alone', 'watch_all', 'Ends', 'ends',
+           'search', 'Difference', 'half_interval', 'difference', 'learned_against_kept']
 
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-008
 INPUTS, LATENT, HIDDEN = 16, 6, 32  # widths: raw inputs, hidden causes, the network's layers
@@ -64,7 +65,7 @@ def pretrain(
 class World(NamedTuple):
     "Everything that one seed decides: the pretrained network and the two tasks."
     model: Net  # pretrained on the old task, with a fresh head for the new one
-    old_head: nn.Linear  # the head that the pretraining made
+    old_head: nn.Module  # the head that the pretraining made
     x: Tensor  # training inputs of the new task, (256, INPUTS)
     y: Tensor  # their labels, one in ten of them redrawn at random, (256,)
     test_x: Tensor  # test inputs, shared by both tasks, (500, INPUTS)
@@ -111,12 +112,19 @@ def transfer_model(
     return copy.deepcopy(world(seed).model)
 
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-014
+def percent_right(
+    scores: Tensor,  # (..., n, classes)
+    labels: Tensor,  # (..., n)
+) -> Tensor:  # percent, (...)
+    "How often the highest score is the right one, in percent; a leading axis stays."
+    return 100 * (scores.argmax(-1) == labels).double().mean(-1)
+
 def accuracy(
     scores: Tensor,  # (n, classes)
     labels: Tensor,  # (n,)
 ) -> float:  # percent
-    "How often the highest score is the right one, in percent."
-    return 100 * (scores.argmax(1) == labels).float().mean().item()
+    "The same for one network, as a number."
+    return percent_right(scores, labels).item()
 
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-020
 Build = Callable[[nn.Module, int], tuple[Any, Any]]  # (model, steps) -> (optimizer, scheduler or None)
@@ -124,46 +132,68 @@ Build = Callable[[nn.Module, int], tuple[Any, Any]]  # (model, steps) -> (optimi
 @torch.no_grad()
 def flat(
     layer: nn.Module,
+    axes: int = 0,  # how many leading axes stay
 ) -> Tensor:
     "All weights of a layer in one long vector (a copy)."
-    return torch.cat([p.flatten() for p in layer.parameters()])
+    return torch.cat([p.flatten(axes) for p in layer.parameters()], -1)
+
+def fine_tune(
+    w: World,
+    batches: Tensor,  # which examples each step sees, (..., steps, 8)
+    build: Build,  # chooses the optimizer and the scheduler (or None)
+    tests: int | None = None,  # how many of the last steps are looked at; None for all, the others are nan
+) -> dict[str, Tensor]:  # (steps, ...): loss, new (%), old (%), lr (of the last group), and the moves of bottom, middle, head (rms)
+    "Fine-tune a copy of the pretrained network on the new task and write down, after every step, what it gained and what it lost."
+    model, axes, steps = copy.deepcopy(w.model), w.y.ndim - 1, batches.shape[-2]
+    optimizer, scheduler = build(model, steps)
+    start = {name: flat(layer, axes) for name, layer in model.named_children()}
+    log: dict[str, list[Tensor]] = {name: [] for name in ("loss", "new", "old", "lr", *start)}
+    for step in range(steps):
+        i = batches[..., step, :]
+        x, y = w.x.take_along_dim(i[..., None], -2), w.y.take_along_dim(i, -1)
+        losses: list[Tensor] = []
+
+        def closure(x: Tensor = x, y: Tensor = y, losses: list[Tensor] = losses) -> Tensor:
+            optimizer.zero_grad()
+            losses.append(F.cross_entropy(model(x).flatten(0, -2), y.flatten(), reduction="none").view(y.shape).mean(-1))
+            losses[-1].sum().backward()
+            return losses[-1].sum()
+
+        log["lr"].append(torch.tensor(float(optimizer.param_groups[-1]["lr"]), dtype=torch.float64))
+        optimizer.step(closure)
+        if scheduler is not None:
+            scheduler.step()
+        log["loss"].append(losses[0].detach())
+        with torch.no_grad():
+            if tests is None or step >= steps - tests:
+                features = model.features(w.test_x)
+                log["new"].append(percent_right(model.head(features), w.test_new))
+                log["old"].append(percent_right(w.old_head(features), w.test_old))
+                for name, layer in model.named_children():
+                    log[name].append((flat(layer, axes) - start[name]).square().mean(-1).sqrt())
+            else:
+                for name in ("new", "old", *start):
+                    log[name].append(torch.full(w.y.shape[:-1], math.nan, dtype=torch.float64))
+    return {name: torch.stack(column) for name, column in log.items()}
+
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-930
+def drawn(
+    seed: int,
+    steps: int,
+) -> Tensor:  # (steps, 8)
+    "Which examples of the new task each minibatch has."
+    return torch.randint(256, (steps, 8), generator=torch.Generator().manual_seed(seed + 1))
 
 def watch(
     build: Build,  # chooses the optimizer and the scheduler (or None)
     steps: int = 300,  # minibatch updates
     seed: int = 0,  # which world, and which minibatches
     tidy: bool = False,  # whether the inputs are standardised
-    tests: int | None = None,  # how many of the last steps are tested; None for all, the others are nan
+    tests: int | None = None,  # how many of the last steps are looked at; None for all, the others are nan
 ) -> dict[str, list[float]]:  # per step: loss, new (%), old (%), lr (of the last group), and the moves of bottom, middle, head (rms)
-    "Fine-tune the pretrained network on the new task and write down, after every step, what it gained and what it lost."
-    w = tidied(world(seed)) if tidy else world(seed)
-    model = copy.deepcopy(w.model)
-    optimizer, scheduler = build(model, steps)
-    rng = torch.Generator().manual_seed(seed + 1)
-    start = {name: flat(layer) for name, layer in model.named_children()}
-    log: dict[str, list[float]] = {name: [] for name in ("loss", "new", "old", "lr", *start)}
-    for step in range(steps):
-        i = torch.randint(len(w.y), (8,), generator=rng)
-
-        def closure(i: Tensor = i) -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(w.x[i]), w.y[i])
-            loss.backward()
-            return loss
-
-        log["lr"].append(float(optimizer.param_groups[-1]["lr"]))
-        loss = optimizer.step(closure)
-        if scheduler is not None:
-            scheduler.step()
-        log["loss"].append(loss.item())
-        tested = tests is None or step >= steps - tests
-        with torch.no_grad():
-            features = model.features(w.test_x) if tested else None
-            log["new"].append(math.nan if features is None else accuracy(model.head(features), w.test_new))
-            log["old"].append(math.nan if features is None else accuracy(w.old_head(features), w.test_old))
-        for name, layer in model.named_children():
-            log[name].append((flat(layer) - start[name]).square().mean().sqrt().item())
-    return log
+    "The diary of one run in one world."
+    log = fine_tune(tidied(world(seed)) if tidy else world(seed), drawn(seed, steps), build, tests)
+    return {name: column.tolist() for name, column in log.items()}
 
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-901
 def mean(
@@ -172,12 +202,58 @@ def mean(
     "Their sum, divided by their number."
     return sum(values) / len(values)
 
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-933
+#| code-fold: true
+#| code-summary: "How worlds are trained side by side"
+class Stacked(nn.Module):
+    "The same linear layer of several networks, side by side; the leading axis says whose."
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+    ):
+        super().__init__()
+        pairs = zip(*(layer.parameters() for layer in layers), strict=True)
+        self.weight, self.bias = (nn.Parameter(torch.stack(each).detach()) for each in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "For inputs (worlds, n, inputs), or (n, inputs) that all share."
+        return x @ self.weight.mT + self.bias[:, None]
+
+def stacked(
+    worlds: Sequence[World],
+) -> World:  # every field with a leading axis for the world
+    "Several worlds as one."
+    model = copy.deepcopy(worlds[0].model)
+    for name in ("bottom", "middle", "head"):
+        setattr(model, name, Stacked([getattr(w.model, name) for w in worlds]))
+    return World(model, Stacked([w.old_head for w in worlds]), *map(torch.stack, zip(*(w[2:] for w in worlds), strict=True)))
+
+def alone(
+    optimizer: Any,
+) -> bool:
+    "Whether it needs a world of its own, because it reads the loss or measures more than one weight at a time."
+    return hasattr(optimizer, "observe") or getattr(optimizer, "measures", False)
+
+def watch_all(
+    build: Build,  # chooses the optimizer and the scheduler (or None)
+    seeds: Sequence[int],  # which worlds
+    steps: int = 300,
+    tidy: bool = False,  # whether the inputs are standardised
+    tests: int | None = None,  # how many of the last steps are looked at; None for all
+) -> list[dict[str, list[float]]]:  # a diary for each world
+    "The diaries of the same run in several worlds, trained side by side where the optimizer allows it."
+    worlds = [tidied(world(seed)) if tidy else world(seed) for seed in seeds]
+    together = stacked(worlds)
+    if alone(build(copy.deepcopy(together.model), steps)[0]):
+        return [watch(build, steps, seed, tidy, tests) for seed in seeds]
+    log = fine_tune(together, torch.stack([drawn(seed, steps) for seed in seeds]), build, tests)
+    return [{name: (column if column.ndim == 1 else column[:, i]).tolist() for name, column in log.items()} for i in range(len(seeds))]
+
 # %% ../../nbs/1_generations/00_problem.ipynb #00_problem-911
 TRIAL, FRESH = range(3), range(10, 20)  # the worlds that rates are chosen in, and those that no choice has seen
 CHOSEN = {  # the rates that the chapters choose, for the chapters after them; each shows its search
     "one rate": 0.01, "standardised inputs": 0.05, "cosine": 0.02, "Adam": 0.002, "discriminative": 0.02, "STLR + discriminative": 0.05,
     "DALS": 0.01}
-STUDENT = 2.2622  # 97.5 % quantile of Student's t with 9 degrees of freedom, for means over ten worlds
 
 class Ends(NamedTuple):
     "What a strategy has in the end, in each world."
@@ -191,7 +267,7 @@ def ends(
     steps: int = 300,
 ) -> Ends:
     "Fine-tune in every world; the mean of the last fifty steps."
-    logs = [watch(build, steps, seed, tidy, tests=50) for seed in worlds]
+    logs = watch_all(build, worlds, steps, tidy, tests=50)
     return Ends([mean(log["new"][-50:]) for log in logs], [mean(log["old"][-50:]) for log in logs])
 
 def search(
@@ -201,6 +277,11 @@ def search(
 ) -> dict[float, float]:
     "What is learned of the new task at each rate, in the worlds that rates are chosen in."
     return {lr: mean(ends(make(lr), TRIAL, tidy).new) for lr in rates}
+
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-937
+#| code-fold: true
+#| code-summary: "Student's interval"
+STUDENT = 2.2622  # 97.5 % quantile of Student's t with 9 degrees of freedom, for means over ten worlds
 
 class Difference(NamedTuple):
     "The mean of ten differences, world by world, and its 95 % interval."
@@ -232,6 +313,11 @@ def difference(
     "How much more the first has than the second."
     gaps = [x - y for x, y in zip(a, b, strict=True)]
     return Difference(mean(gaps), mean(gaps) - half_interval(gaps), mean(gaps) + half_interval(gaps))
+
+# %% ../../nbs/1_generations/00_problem.ipynb #00_problem-938
+#| code-fold: true
+#| code-summary: "How it is drawn"
+TEXT_COLOURS = {"C1": "#85670f", "C2": "#2c7868", "C3": "#2f6f9f", "C4": "C4", "C5": "C5", "C6": "C6"}  # dark enough to read on white
 
 def learned_against_kept(
     points: dict[str, tuple[int, Ends]],  # name -> its generation, 0 for a control and 6 for DALS, and its ends in ten worlds

@@ -47,6 +47,9 @@ class AdaBound(BaseOptimizer):
     gamma : float, positive, default 1e-3
         How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
         about 1 / gamma steps. The authors' value.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -55,7 +58,7 @@ class AdaBound(BaseOptimizer):
 
     Notes
     -----
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -80,8 +83,10 @@ class AdaBound(BaseOptimizer):
         weight_decay: float = 0.0,
         final_lr: float = 0.1,
         gamma: float = 1e-3,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma))
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma,
+                                      fused=fused))
 
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError or TypeError unless this class can do what the group asks for."""
@@ -101,16 +106,23 @@ class AdaBound(BaseOptimizer):
         for group, base_lr in zip(self.param_groups, base_lrs, strict=True):
             group.setdefault("base_lr", base_lr)
 
-    def move(self, p: torch.Tensor, grad: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, group: dict[str, Any]) -> None:
-        """Move one tensor by its gradient and the two averages, which are changed in place."""
+    def numbers(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> tuple[float, float, float]:
+        """Adam's step for a tensor, which is minus its rate, and what the bounds are to the root of the second average."""
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
+        if not lr:
+            return 0.0, 1.0, 1.0
+        rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        low, high = bounds(t, group["final_lr"] * lr / group["base_lr"], group["gamma"])
+        return -rate, rate / high, rate / low if low else math.inf
 
-        grad = grad.add(p, alpha=group["weight_decay"])
+    def move(self, p: Any, grad: Any, mean: Any, square: Any, step: float, low: float, high: float, group: dict[str, Any]) -> None:
+        """Move a tensor by its gradient and the two averages, which are changed in place."""
+        beta1, beta2 = group["betas"]
+        if group["weight_decay"]:
+            grad = grad.add(p, alpha=group["weight_decay"])
         mean.lerp_(grad, 1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-
-        group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
-        final_lr = group["final_lr"] * lr / group["base_lr"] if lr else 0.0
-        rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) / (at_least_float32(square.sqrt()) + group["eps"])
-        p.sub_(rate.clamp(*bounds(t, final_lr, group["gamma"])) * mean)
+        root = at_least_float32(square).rsqrt().reciprocal_().add_(group["eps"])  # sooner than sqrt
+        p.addcdiv_(mean, root.clamp_(low, high), value=step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import math
+from functools import partial
 from numbers import Real
 from collections.abc import Callable, Iterable, Iterator, Mapping, Hashable
 from typing import Any, overload, TypeVar
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from .blocks import update_compiled, update_in_pieces
+
 # %% auto #0
 __all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'refuse_capture',
-           'gradients', 'at_least_float32', 'full_tensor', 'refuse_flat', 'same_groups', 'is_step', 'same_buffers',
-           'BaseOptimizer']
+           'gradients', 'at_least_float32', 'full_tensor', 'norm_of', 'refuse_flat', 'same_groups', 'is_step',
+           'same_buffers', 'BaseOptimizer']
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-055
 def require(
@@ -94,19 +97,22 @@ def gradients(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # each parameter that has a gradient, with it
     """What a step may move, and by what; sparse gradients and complex parameters raise RuntimeError."""
     for p in group["params"]:
-        if p.grad is None:
+        grad = p.grad
+        if grad is None:
             continue
-        refuse_capture(p)
-        if p.grad.is_sparse or p.is_complex():
+        if p.is_cuda:
+            refuse_capture(p)
+        if grad.is_sparse or p.is_complex():
             raise RuntimeError("This optimizer needs dense real gradients: use sparse=False, or view_as_real, for this parameter.")
-        yield p, p.grad
+        yield p, grad
 
 
 def at_least_float32(
-    x: torch.Tensor,  # of any floating dtype
-) -> torch.Tensor:  # in float32 at least
+    x: Any,  # a tensor of any floating dtype, or `Tensors`
+) -> Any:  # in float32 at least
     """Half precision in single: a norm overflows it, an eps is zero in it. Anything else as it is, without a copy."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def full_tensor(
@@ -114,6 +120,14 @@ def full_tensor(
 ) -> torch.Tensor:  # the norm of the whole tensor, on every process
     """A number that is spread over processes (DTensor), put together; any other as it is."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def norm_of(
+    x: torch.Tensor,  # of any floating dtype
+) -> Any:  # in float32 at least: a number on the CPU; a tensor on a GPU, for which nobody waits
+    """The norm of a whole tensor."""
+    norm = full_tensor(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
+    return norm.item() if norm.is_cpu else norm
 
 
 def refuse_flat(
@@ -215,7 +229,7 @@ def same_buffers(
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-085
 class BaseOptimizer(Optimizer):
-    """A plain loop over dense real tensors that refuses, in a sentence, what it could not honour."""
+    """An update of dense real tensors, said to pieces of large ones and to lists of small ones, that refuses what it could not honour."""
 
     buffers: tuple[str, ...] = ()  # the tensors, zero at first, that `move` keeps for each parameter
     counts: tuple[str, ...] = ()  # numbers that it keeps beside them
@@ -223,8 +237,8 @@ class BaseOptimizer(Optimizer):
     at_least_0: tuple[str, ...] = ()  # names of options
     positive: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()  # in [0, 1)
-    refuses: tuple[str, ...] = tuple(REMEDIES)
-    move: Callable[..., None]  # one tensor, its gradient, its buffers and its group
+    refuses: tuple[str, ...] = tuple(name for name in REMEDIES if name != "fused")
+    move: Callable[..., None]  # a tensor (a piece, some), its gradient, its buffers, its `numbers` and its group: changes them in place
 
     def __init__(
         self,
@@ -239,6 +253,8 @@ class BaseOptimizer(Optimizer):
         asked = {**group, "complex": any(p.is_complex() for p in group["params"])}
         for name in self.refuses:
             require(not asked.get(name), f"{type(self).__name__} does not support {name}: {REMEDIES[name]}.")
+        if not isinstance(group.get("fused"), (bool, type(None))):
+            raise TypeError(f"fused must be True or False, not {type(group['fused']).__name__}.")
         if self.measures:
             refuse_flat(group["params"], type(self).__name__)
         for name in (*self.at_least_0, *self.positive, *self.shares):
@@ -257,6 +273,10 @@ class BaseOptimizer(Optimizer):
             fine = isinstance(values, (tuple, list)) and len(values) == (2 if name == "betas" else 1) and all(
                 is_number(value) and 0 <= value < 1 for value in values)
             require(fine, f"{label} must lie in [0, 1), not {group[name]}.")
+
+    def numbers(self, group: dict[str, Any], p: torch.Tensor, grad: torch.Tensor) -> tuple[Any, ...]:
+        """What `move` is told beside the group: numbers that change from step to step, or that a whole tensor has."""
+        return ()
 
     def admit(self) -> None:
         """Check the group that was added last; send it away if it is refused."""
@@ -303,7 +323,6 @@ class BaseOptimizer(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], Loss]) -> Loss: ...
-    @torch.no_grad()
     def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Move every tensor that has a gradient.
 
@@ -324,11 +343,21 @@ class BaseOptimizer(Optimizer):
             For a gradient that is sparse or complex, and inside a CUDA graph.
         """
         loss = evaluate(closure)
-        rows = [(group, p, grad) for group in self.param_groups for p, grad in gradients(group)]  # all, before any moves
-        for group, p, grad in rows:
-            if not self.state[p]:
-                if self.measures:
-                    refuse_flat((p,), type(self).__name__)  # FSDP1 may have come after the optimizer
-                self.state[p].update({name: torch.zeros_like(p) for name in self.buffers})
-            self.move(p, grad, *(self.state[p][name] for name in self.buffers), group)
+        found = [(group, list(gradients(group))) for group in self.param_groups]  # all, before any moves
+        for group, pairs in found:
+            if pairs:
+                rows = [(p, grad, *self.kept(p)) for p, grad in pairs]
+                numbers = None if type(self).numbers is BaseOptimizer.numbers else partial(self.numbers, group)
+                options = {name: value for name, value in group.items() if name != "params"} | {"lr": float(group["lr"])}
+                whole = partial(update_compiled, self, options) if group.get("fused") else None
+                update_in_pieces(self.move, rows, numbers, options, whole=whole)
         return loss
+
+    def kept(self, p: torch.Tensor) -> list[torch.Tensor]:
+        """The buffers of a parameter, which are allocated where missing."""
+        state = self.state[p]
+        if not state:
+            if self.measures:
+                refuse_flat((p,), type(self).__name__)  # FSDP1 may have come after the optimizer
+            state.update({name: torch.zeros_like(p) for name in self.buffers})
+        return [state[name] for name in self.buffers]

@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .update import norm_dtype
 
 # %% auto #0
-__all__ = ['PIECE', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'norms_of', 'filter_small', 'first_pass', 'foreach_step']
+__all__ = ['PIECE', 'PLAIN', 'WORTH', 'LISTS', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of',
+           'Tensors', 'update_in_pieces', 'compiled', 'update_compiled', 'decline', 'norms_of', 'filter_small',
+           'first_whole', 'first_compiled', 'first_fused', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
+PLAIN = (Tensor, torch.nn.Parameter)
+WORTH = 2**14  # elements: with fewer, it takes longer to start what is compiled than to run what is not
 
 @lru_cache(maxsize=256)
 def cache_sized(
@@ -50,13 +54,167 @@ def flat_view(
 
 def same_layout(
     p: Tensor,  # a parameter
-    g: Tensor,  # its gradient
-    f: Tensor,  # its filtered gradient
-    m: Tensor,  # its momentum buffer
+    *others: Tensor,  # its gradient and its buffers
 ) -> bool:
     "Whether `flat_view` turns all of them into vectors in the same order."
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
-    return dense and p.stride() == g.stride() == f.stride() == m.stride()
+    return dense and all([x.stride() == p.stride() for x in others])
+
+def pieces_of(
+    row: Sequence[Tensor],  # a large parameter, its gradient and its buffers
+    limit: int,  # elements per piece
+) -> Iterable[tuple[Tensor, ...]]:  # the same stretch of each of them, one after the other
+    "Cut tensors of one layout into flat pieces; others stay whole."
+    return zip(*[flat_view(x).split(limit) for x in row], strict=True) if same_layout(*row) else [tuple(row)]
+
+# %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b02
+class Tensors:
+    "Some tensors that are told one thing at a time: each method is called on all of them, by torch's operation on lists if there is one."
+
+    __slots__ = ("each",)
+
+    def __init__(self, each: Sequence[Tensor]):
+        self.each = each
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "Of all of them."
+        return self.each[0].dtype
+
+    def __getattr__(self, verb: str) -> Callable[..., Tensors]:
+        if verb.startswith("__"):
+            raise AttributeError(verb)
+        return partial(_tell, self, verb)
+
+
+def _tell(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
+    "Call a method on every tensor. Arguments are for all of them, or, as lists, one for each; a factor that is a tensor multiplies first."
+    args = tuple([x.each if type(x) is Tensors else x for x in args])
+    if options:
+        for name, factor in options.items():
+            if isinstance(factor, list):
+                return _tell_each(whom, verb, args, name, factor)
+    together = LISTS.get(verb) if len(whom.each) > 1 else None
+    if together is None:
+        return _tell_each(whom, verb, args, "", options)
+    result = together(whom.each, *args, **options)
+    return whom if verb[-1] == "_" else Tensors(result)
+
+
+def _tell_each(whom: Tensors, verb: str, args: tuple[Any, ...], name: str, factor: Any) -> Tensors:
+    "One after the other."
+    results = []
+    for i, x in enumerate(whom.each):
+        first, *others = [a[i] if isinstance(a, (list, tuple)) else a for a in args] or [None]
+        k = factor[i] if name else None
+        if isinstance(k, Tensor):  # which alpha and value cannot be without waiting for it
+            results.append(getattr(x, verb)(first * k, *others))
+        else:
+            results.append(getattr(x, verb)(*([first, *others] if args else ()), **({name: k} if name else factor)))
+    return Tensors(results)
+
+
+LISTS = {name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}
+
+
+@torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
+def update_in_pieces(
+    update: Callable[..., Any],  # changes the tensors of a row by their methods; is called with them, their numbers and the options
+    rows: Iterable[Sequence[Tensor]],  # parameters, each with its gradient and its buffers
+    numbers: Callable[..., tuple[Any, ...]] | None = None,  # what holds for one parameter, given it and its gradient; none if None
+    *options: Any,  # what holds for all
+    whole: Callable[..., bool] | None = None,  # is asked first to update a large tensor, given its row and numbers, and may decline
+) -> None:
+    "Say an update to the pieces of large tensors, to small ones together, and to all others one by one."
+    together: list[Sequence[Tensor]] = []
+    told: list[tuple[Any, ...]] = []
+    kind, room = None, 0
+    for row in rows:
+        p = row[0]
+        if type(p) not in PLAIN:
+            with torch.inference_mode(False), torch.no_grad():
+                _say(update, row, numbers(p, row[1]) if numbers else (), options)
+            continue
+        n, limit = p.numel(), PIECE if p.is_cpu else 16 * PIECE
+        own = numbers(p, row[1]) if numbers else ()
+        if whole and n >= WORTH and whole(row, own):
+            continue
+        if n > limit:
+            for piece in pieces_of(row, limit):
+                _say(update, piece, own, options)
+            continue
+        if n > room or kind != (p.dtype, p.device):
+            _say_together(update, together, told, options)
+            together, told, kind, room = [], [], (p.dtype, p.device), limit
+        room -= n
+        together.append(row)
+        told.append(own)
+    _say_together(update, together, told, options)
+
+
+def _say(update: Callable[..., Any], row: Sequence[Tensor], own: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+    "Say it to one tensor; a number that lies on a GPU stays there."
+    if any([isinstance(x, Tensor) for x in own]):
+        update(*[Tensors([x]) for x in row], *[[x] for x in own], *options)
+    else:
+        update(*row, *own, *options)
+
+
+def _say_together(update: Callable[..., Any], rows: list[Sequence[Tensor]], told: list[tuple[Any, ...]], options: tuple[Any, ...]) -> None:
+    "Say it to a list of small tensors; numbers that are the same for all of them are said once."
+    if len(rows) == 1:
+        _say(update, rows[0], told[0], options)
+    elif rows:
+        columns = [column[0] if all([x is column[0] or not isinstance(x, Tensor) and x == column[0] for x in column]) else list(column)
+                   for column in zip(*told, strict=True)]
+        update(*map(Tensors, zip(*rows, strict=True)), *columns, *options)
+
+# %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b06
+@lru_cache(maxsize=64)
+def compiled(
+    update: Callable[..., Any],  # as a function of its optimizer, the tensors of a row, their numbers and a group
+) -> Callable[..., Any]:
+    "One loop over a large tensor instead of one for each operation."
+    def whole(optimizer: Any, row: list[Tensor], own: list[Tensor], lr: Tensor, group: dict[str, Any]) -> None:
+        update(optimizer, *[Tensors([x]) for x in row], *[[x] for x in own], {**group, "lr": [lr]})
+    return torch.compile(whole, dynamic=True)
+
+
+def update_compiled(
+    optimizer: Any,  # whose `move` it is
+    group: dict[str, Any],  # one of its groups
+    row: Sequence[Tensor],  # a parameter, its gradient and its buffers
+    own: tuple[Any, ...],  # the numbers that hold for it
+) -> bool:  # whether it was done
+    "Update a large tensor in one pass; where it cannot be compiled, say so once, and decline."
+    update = type(optimizer).move
+    if update in DECLINED or not (row[0].dtype in (torch.float32, torch.float64) and same_layout(*row)):
+        return False
+    version = row[0]._version
+    try:
+        compiled(update)(optimizer, [flat_view(x) for x in row], [torch.as_tensor(x, dtype=torch.float64) for x in own],
+                         torch.tensor(group["lr"], dtype=torch.float64), group)
+    except Exception as error:
+        if row[0]._version != version:
+            raise
+        decline(update, type(optimizer).__name__, error)
+        return False
+    return True
+
+
+DECLINED: set[Any] = set()  # what could not be compiled in this process
+
+
+def decline(
+    update: Any,  # that could not be compiled
+    name: str,  # of the optimizer
+    error: Exception,  # that torch raised
+) -> None:
+    "Warn once, and remember."
+    DECLINED.add(update)
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200} "
+                  "Install one, or leave fused out; the numbers are the same.", stacklevel=2)
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058
 CACHE = 2**20  # elements of a model that stays in the cache for the whole step
@@ -88,8 +246,43 @@ def filter_small(
     ghats = torch._foreach_lerp(fs, gs, shares)
     if weight_decay:
         torch._foreach_add_(ghats, ps, alpha=weight_decay)
-    dtype = norm_dtype(ps[0].dtype)
+    dtype = torch.promote_types(ps[0].dtype, torch.float32)
     return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
+
+def first_whole(p: Tensor, g: Tensor, f: Tensor, m: Tensor, share: Tensor, alpha: Tensor, momentum: float,
+                weight_decay: float) -> tuple[Tensor, Tensor]:
+    "The first pass over a stretch of a large tensor, as it is compiled; the squares of both norms."
+    f.lerp_(g, 1 - alpha)
+    ghat = torch.lerp(f, g, share)
+    if weight_decay:
+        ghat = ghat.add(p, alpha=weight_decay)
+    m.mul_(momentum).add_(ghat)
+    return p.square().sum(), ghat.square().sum()
+
+@lru_cache(maxsize=1)
+def first_compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    "`first_whole` in one loop."
+    return torch.compile(first_whole, dynamic=True)
+
+def first_fused(
+    row: Sequence[Tensor],  # a large parameter, its gradient and both buffers, of one layout
+    *numbers: float,  # share, alpha, momentum, weight decay
+) -> list[float] | None:  # the squares of both norms; None where it cannot be compiled
+    "The first pass over a large tensor in one loop."
+    if first_whole in DECLINED or row[0].dtype not in (torch.float32, torch.float64):
+        return None
+    share, alpha = (torch.tensor(x, dtype=row[0].dtype) for x in numbers[:2])
+    version, squares = row[0]._version + row[2]._version, [0.0, 0.0]
+    try:
+        for piece in pieces_of(row, 16 * PIECE):
+            both = first_compiled()(*piece, share, alpha, *numbers[2:])
+            squares = [x + y.item() for x, y in zip(squares, both, strict=True)]
+    except Exception as error:
+        if row[0]._version + row[2]._version != version:
+            raise
+        decline(first_whole, "DALS", error)
+        return None
+    return squares
 
 def first_pass(
     ps: list[Tensor],  # parameters of one dtype on the CPU; those with more than `PIECE` elements laid out like gradient and buffers
@@ -101,13 +294,22 @@ def first_pass(
     alpha: float,  # the filter's memory in this phase
     momentum: float,  # mu
     weight_decay: float,  # lambda
+    fused: bool = False,  # whether large tensors are for a compiled loop
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    sizes, dtype = tuple([p.numel() for p in ps]), norm_dtype(ps[0].dtype)
+    sizes, dtype = tuple([p.numel() for p in ps]), torch.promote_types(ps[0].dtype, torch.float32)
     squares = [[0.0] * len(ps), [0.0] * len(ps)]
     scratch = torch.empty(min(max(sizes), PIECE), dtype=ps[0].dtype)
+    done = set[int]()
+    for i in [i for i, n in enumerate(sizes) if n > PIECE] if fused else ():
+        if both := first_fused([x[i] for x in (ps, gs, fs, ms)], shares[i], alpha, momentum, weight_decay):
+            squares[0][i], squares[1][i] = both
+            done.add(i)
+    flat: dict[int, list[Tensor]] = {}
     for batch in cache_sized(sizes, PIECE):
         i, a, b = batch[0]
+        if i in done:
+            continue
         if sizes[i] <= PIECE:
             which = [i for i, _, _ in batch]
             some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
@@ -117,7 +319,9 @@ def first_pass(
                 for row, length in zip(squares, both, strict=True):
                     row[i] += length**2
             continue
-        p, g, f, m = (flat_view(x[i])[a:b] for x in (ps, gs, fs, ms))
+        if i not in flat:
+            flat = {i: [flat_view(x[i]) for x in (ps, gs, fs, ms)]}
+        p, g, f, m = [x[a:b] for x in flat[i]]
         f.lerp_(g, 1 - alpha)
         ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
         if weight_decay:
@@ -143,6 +347,7 @@ def foreach_step(
     trust_clip: tuple[float, float],
     eps: float = 1e-8,
     combine: Callable[[Tensor], Tensor] | None = None,  # norms of whole tensors, where other processes hold the rest of them; [2, tensors]
+    fused: bool = False,  # as in first_pass
 ) -> None:
     "DALS steps 3 to 5 for many tensors on the CPU, in two passes over the memory."
     low, high = trust_clip
@@ -150,7 +355,7 @@ def foreach_step(
     if small:
         ghats, norms = filter_small(ps, gs, fs, shares, alpha, weight_decay)
     else:
-        norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay)
+        norms = first_pass(ps, gs, fs, ms, shares, alpha=alpha, momentum=momentum, weight_decay=weight_decay, fused=fused)
     if combine:
         norms = combine(torch.tensor(norms, dtype=torch.float64)).tolist()
     for i, (p, m, w, u) in enumerate(zip(ps, ms, *norms, strict=True)):

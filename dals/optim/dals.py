@@ -42,6 +42,7 @@ class GroupOptions(NamedTuple):
     eps: float
     alphas: tuple[float, ...]  # the filter's memory in each phase that may come
     shares: tuple[float, ...]  # weight of the raw gradient in each of these phases
+    fused: bool = False
 
 class Columns(NamedTuple):
     "The tensors of an update, one row for each parameter that has a gradient."
@@ -109,11 +110,11 @@ def check_group(
             raise ValueError(f"{name} must be in [0, 1), got {group[name]}.")
     if group["depth"] > 1:
         raise ValueError(f"depth runs from 0 (bottom) to 1 (top), got {group['depth']}.")
-    for name in ("maximize", "differentiable", "fused"):
+    for name in ("maximize", "differentiable"):
         if group.get(name):
             raise ValueError(f"DALS does not support {name}: {REMEDIES[name]}.")
-    for name in ("foreach", "filter_in_exploration"):
-        if not isinstance(group[name], (bool, type(None))):
+    for name in ("foreach", "filter_in_exploration", "fused"):
+        if not isinstance(group.get(name), (bool, type(None))):
             raise TypeError(f"{name} must be True or False, not {type(group[name]).__name__}.")
     clip = group["trust_clip"]
     if not is_pair(clip) or not 0 <= clip[0] <= clip[1]:
@@ -165,7 +166,8 @@ def _single_tensor(
 def _blocks(columns: Columns, options: GroupOptions, shares: list[Any], k: int, s: Tensor | float, combine: Any) -> None:
     "On the CPU: lists of small tensors, and pieces of large ones that fit the cache."
     foreach_step(*columns, [each[k] for each in shares], rate=float(options.lr * s), alpha=options.alphas[k], momentum=options.momentum,
-                 weight_decay=options.weight_decay, trust=options.trust, trust_clip=options.trust_clip, eps=options.eps, combine=combine)
+                 weight_decay=options.weight_decay, trust=options.trust, trust_clip=options.trust_clip, eps=options.eps, combine=combine,
+                 fused=options.fused)
 
 def _kernels(kernels: Any, columns: Columns, options: GroupOptions, shares: list[Any], s: Tensor | float, phase: Any, combine: Any,
              kept: list[Any]) -> None:
@@ -190,7 +192,7 @@ class DALS(BaseOptimizer):
     params : iterable of tensors or of parameter groups
         What to train; :func:`layer_groups` makes the groups. A group may have its own value of
         ``lr``, ``momentum``, ``weight_decay``, ``alpha``, ``trust``, ``trust_clip``,
-        ``filter_in_exploration``, ``eps`` and ``foreach``, and tells its ``depth``, from 0 (bottom
+        ``filter_in_exploration``, ``eps``, ``foreach`` and ``fused``, and tells its ``depth``, from 0 (bottom
         layer) to 1 (top layer); 0.5 if it does not.
     lr : float or tensor of one element, at least 0, default 0.03
         Base rate (eta_0), which schedule and trust ratio multiply. It is yours: the optimizer never
@@ -232,6 +234,10 @@ class DALS(BaseOptimizer):
     capturable : bool, default False
         Whether ``step`` may be captured in a CUDA graph: step count and schedule then live on the
         GPU. Needs CUDA, Triton, and a number for ``lr``.
+    fused : bool, default False
+        How to compute, never what. True: on the CPU large tensors go through a compiled loop, sooner,
+        after some seconds at the first step; needs a C++ compiler, without one it warns and does as
+        False. On CUDA the kernels are fused already.
 
     Raises
     ------
@@ -247,7 +253,7 @@ class DALS(BaseOptimizer):
     Where torch.distributed runs, the loss is the mean over all processes, so that all take one
     phase.
 
-    Takes a tensor lr, foreach and capturable; no fused, differentiable, maximize, complex or sparse.
+    Takes a tensor lr, foreach, fused and capturable; no differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -280,6 +286,7 @@ class DALS(BaseOptimizer):
         eps: float = 1e-8,
         foreach: bool | None = None,
         capturable: bool = False,
+        fused: bool = False,
     ):
         if not isinstance(capturable, bool):
             raise TypeError(f"capturable must be True or False, not {type(capturable).__name__}.")
@@ -302,7 +309,7 @@ class DALS(BaseOptimizer):
             raise ValueError(f"thresholds must be (bound of phase 0, bound of phase 1), the larger first, got {thresholds}.")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "alpha": alpha, "trust": trust, "trust_clip": trust_clip,
-            "eps": eps, "filter_in_exploration": filter_in_exploration, "depth": 0.5, "foreach": foreach})
+            "eps": eps, "filter_in_exploration": filter_in_exploration, "depth": 0.5, "foreach": foreach, "fused": fused})
 
     def _build_curve(self) -> Schedule:
         "The built-in schedule as a function of progress."
@@ -608,7 +615,7 @@ class DALS(BaseOptimizer):
         return GroupOptions(
             float(group["lr"]), group["foreach"], group["momentum"], group["weight_decay"], group["trust"], tuple(group["trust_clip"]),
             group["eps"], tuple([self.memory(group, k) for k in phases]),
-            tuple([share if k or group["filter_in_exploration"] else 1.0 for k in phases]))
+            tuple([share if k or group["filter_in_exploration"] else 1.0 for k in phases]), bool(group.get("fused")))
 
     def _step_batch(self, batch: Batch, columns: Columns, kernels: Any, now: int | None, s: Tensor | float) -> None:
         "One batch: `_single_tensor` for what is of a class or layout of its own, `_kernels` on a GPU that has them, else `_blocks`."
@@ -700,7 +707,7 @@ class DALSFast(DALS):
         Fraction of ``total_steps`` spent rising; DALS has 0.05.
     filter_in_exploration : bool, default False
         False hands the raw gradient on in phase 0; DALS has True.
-    params, total_steps, weight_decay, schedule, alpha, trust, trust_clip, thresholds, eps, foreach, capturable
+    params, total_steps, weight_decay, schedule, alpha, trust, trust_clip, thresholds, eps, foreach, capturable, fused
         As in :class:`DALS`, with its defaults.
 
     Raises
@@ -737,10 +744,11 @@ class DALSFast(DALS):
         eps: float = 1e-8,
         foreach: bool | None = None,
         capturable: bool = False,
+        fused: bool = False,
     ):
         super().__init__(params, lr, total_steps=total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup,
                          schedule=schedule, alpha=alpha, trust=trust, trust_clip=trust_clip, thresholds=thresholds,
-                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable)
+                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable, fused=fused)
 
 # %% ../../nbs/4_workshop/06_optimizer.ipynb #06_dals-074
 class DALSAcc(DALS):
@@ -764,7 +772,7 @@ class DALSAcc(DALS):
         Fraction of ``total_steps`` spent rising, before the first cycle; DALS has 0.05.
     alpha : float in [0, 1), default 0.7
         Memory of the gradient's running average in phase 1; DALS has 0.6.
-    params, lr, momentum, trust, trust_clip, thresholds, filter_in_exploration, eps, foreach, capturable
+    params, lr, momentum, trust, trust_clip, thresholds, filter_in_exploration, eps, foreach, capturable, fused
         As in :class:`DALS`, with its defaults.
 
     Raises
@@ -807,6 +815,7 @@ class DALSAcc(DALS):
         eps: float = 1e-8,
         foreach: bool | None = None,
         capturable: bool = False,
+        fused: bool = False,
     ):
         if not is_count(restart_steps):
             raise ValueError(f"restart_steps, the updates in the first cycle, must be a positive whole number, got {restart_steps}.")
@@ -817,7 +826,7 @@ class DALSAcc(DALS):
         self.restart_steps, self.restart_mult = int(restart_steps), restart_mult
         super().__init__(params, lr, total_steps=total_steps, momentum=momentum, weight_decay=weight_decay, warmup=warmup,
                          schedule=None, alpha=alpha, trust=trust, trust_clip=trust_clip, thresholds=thresholds,
-                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable)
+                         filter_in_exploration=filter_in_exploration, eps=eps, foreach=foreach, capturable=capturable, fused=fused)
 
     def _build_curve(self) -> Schedule:
         return restarts(1.0, self.restart_mult)

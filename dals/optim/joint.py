@@ -20,6 +20,7 @@ from dals.optim.base import (
     evaluate, full_tensor, gradients, Loss, refuse_flat, require, BaseOptimizer,
     refuse_capture, at_least_float32, is_step, number,
 )
+from .blocks import update_in_pieces
 from .schedule import Schedule
 from .wrapper import Wrapper
 
@@ -77,6 +78,9 @@ class Lion(BaseOptimizer):
     weight_decay : float, at least 0, default 0.0
         Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors
         advise three to ten times more than for AdamW, since the rate is smaller.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -85,7 +89,7 @@ class Lion(BaseOptimizer):
 
     Notes
     -----
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -106,14 +110,17 @@ class Lion(BaseOptimizer):
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay, fused=fused))
 
-    def move(self, p: torch.Tensor, grad: torch.Tensor, mean: torch.Tensor, group: dict[str, Any]) -> None:
-        """Move one tensor by its gradient and its memory, which is changed in place."""
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(lr * mean.lerp(grad, 1 - beta1).sign())
+    def move(self, p: Any, grad: Any, mean: Any, group: dict[str, Any]) -> None:
+        """Move a tensor by its gradient and its memory, which is changed in place."""
+        beta1, beta2 = group["betas"]
+        step = mean.lerp(grad, 1 - beta1).sign_()
+        if group["weight_decay"]:
+            step.add_(p, alpha=group["weight_decay"])
+        p.sub_(step, alpha=group["lr"])
         mean.lerp_(grad, 1 - beta2)
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-046
@@ -175,11 +182,12 @@ class Lookahead(Wrapper):
 
     def start(self) -> None:
         """Take the weights of today as slow weights, where there are none yet."""
-        state = self.state
+        own = self.own
         for p in self.parameters():
-            refuse_capture(p)
-            if "slow" not in state[p]:
-                state[p]["slow"] = p.detach().clone()
+            if p.is_cuda:
+                refuse_capture(p)
+            if "slow" not in own[p]:
+                own[p]["slow"] = p.detach().clone()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -207,10 +215,12 @@ class Lookahead(Wrapper):
             return None  # a batch that was skipped
         self.steps += 1
         if self.steps % self.k == 0:
-            state = self.state
-            for p in self.parameters():
-                p.copy_(state[p]["slow"].lerp_(p, self.alpha))
+            update_in_pieces(self.meet, [(p, self.own[p]["slow"]) for p in self.parameters()])
         return loss
+
+    def meet(self, p: Any, slow: Any) -> None:
+        """Move slow weights towards the fast ones, and put these there too."""
+        p.copy_(slow.lerp_(p, self.alpha))
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-054
 class SAM(Wrapper):
@@ -378,17 +388,28 @@ class Grokfast(Wrapper):
         require(0 <= alpha < 1, f"alpha must lie in [0, 1), not {alpha}.")
         require(lamb >= 0, f"lamb must be at least 0, not {lamb}.")
 
+    def blend(self, grad: Any, mean: Any, louder: Any) -> None:
+        """Update the average of a gradient, and put gradient plus lamb times average where it is wanted."""
+        mean.lerp_(grad, 1 - self.alpha)
+        louder.copy_(grad).add_(mean, alpha=self.lamb)
+
     @torch.no_grad()
     def amplify(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # parameters, their own gradients, amplified ones
-        """Update the average of every gradient and put gradient plus lamb times average in the gradient's place."""
-        rows, state = [], self.state
+        """Update the average of every gradient and put the amplified ones in their place."""
+        rows, own, places = [], self.own, vars(self).setdefault("_places", {})
         for p, grad in [pair for group in self.param_groups for pair in gradients(group)]:  # all, before any changes
-            if "mean" not in state[p]:
-                state[p]["mean"] = grad.clone()
-            mean = state[p]["mean"].lerp_(grad, 1 - self.alpha)
-            p.grad = grad.add(mean, alpha=self.lamb)
-            rows.append((p, grad, p.grad))
-        return rows
+            if "mean" not in own[p]:
+                own[p]["mean"] = grad.clone()
+            louder = places.get(p)
+            if louder is None or louder.shape != grad.shape or louder.dtype != grad.dtype or louder.stride() != grad.stride():
+                louder = torch.empty_like(grad)
+                if grad.is_cpu:  # where fresh memory costs more than the step; on a GPU torch has it ready
+                    places[p] = louder
+            rows.append((p, grad, own[p]["mean"], louder))
+        update_in_pieces(self.blend, [row[1:] for row in rows])
+        for p, _, _, louder in rows:
+            p.grad = louder
+        return [(p, grad, louder) for p, grad, _, louder in rows]
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -119,8 +119,9 @@ def _blocks(module: nn.Module) -> set[type]:
 
 
 def _stacked(module: nn.Module) -> bool:
-    "Does the module hold repeated blocks, itself or further in?"
-    return bool(_blocks(module)) or any(_stacked(child) for key, child in module.named_children() if not _PART.search(key))
+    "Does the module hold repeated blocks, itself or further in? Layers of a recurrent network are blocks in one module."
+    recurrent = isinstance(module, nn.RNNBase) and module.num_layers > 1
+    return recurrent or bool(_blocks(module)) or any(_stacked(child) for key, child in module.named_children() if not _PART.search(key))
 
 
 def _strange(module: nn.Module) -> list[str]:

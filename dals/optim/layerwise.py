@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import full_tensor, require, BaseOptimizer, at_least_float32
+from .base import require, BaseOptimizer, norm_of
 
 # %% ../../nbs/1_generations/04_layerwise.ipynb #04_layerwise-017
 def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2.6) -> list[dict[str, Any]]:
@@ -76,6 +76,9 @@ class LARS(BaseOptimizer):
         authors' value.
     eps : float, at least 0, default 1e-8
         Added to the length of the gradient, against a division by 0.
+    fused : bool, default False
+        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
+        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
 
     Raises
     ------
@@ -88,7 +91,7 @@ class LARS(BaseOptimizer):
     A tensor whose weights or gradient are all 0 moves with the ratio 1. Norms of tensors in half
     precision are taken in single.
 
-    Takes a tensor lr; no foreach, fused, capturable, differentiable, maximize, complex or sparse.
+    Takes a tensor lr and fused; no foreach, capturable, differentiable, maximize, complex or sparse.
 
     References
     ----------
@@ -112,13 +115,21 @@ class LARS(BaseOptimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
         eps: float = 1e-8,
+        fused: bool = False,
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps))
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps, fused=fused))
 
-    def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
-        "Move one tensor by its gradient and its velocity v, which is changed in place."
-        length, slope = full_tensor(at_least_float32(w).norm()), full_tensor(at_least_float32(g).norm())
-        ratio = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
-        ratio = torch.where((length > 0) & (slope > 0), ratio, 1.0)
-        v.mul_(group["momentum"]).add_(float(group["lr"]) * ratio * (g + group["weight_decay"] * w))
+    def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Any]:
+        "The rate of a whole tensor, which is lr times its ratio."
+        length, slope = norm_of(w), norm_of(g)
+        moves, penalty = (length > 0) & (slope > 0), group["weight_decay"] * length + group["eps"]
+        if isinstance(length, Tensor):
+            return (float(group["lr"]) * torch.where(moves, group["trust"] * length / (slope + penalty), 1.0),)
+        return (float(group["lr"]) * (group["trust"] * length / (slope + penalty) if moves else 1.0),)
+
+    def move(self, w: Any, g: Any, v: Any, rate: Any, group: dict[str, Any]) -> None:
+        "Move a tensor by its gradient and its velocity v, which is changed in place."
+        if group["weight_decay"]:
+            g = g.add(w, alpha=group["weight_decay"])
+        v.mul_(group["momentum"]).add_(g, alpha=rate)
         w.sub_(v)

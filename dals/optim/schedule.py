@@ -172,6 +172,7 @@ def warmup(schedule: Schedule, fraction: float) -> Schedule:
 def _rise(schedule: Schedule, fraction: float, progress: float) -> float:
     return progress / fraction if progress < fraction else schedule((progress - fraction) / (1 - fraction))
 
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-940
 def floored(schedule: Schedule, ratio: float) -> Schedule:
     """Lift a schedule off the ground: its 0 becomes a ratio, its 1 stays 1.
 
@@ -244,6 +245,7 @@ def inverse_sqrt(rise: float = 0.1) -> Schedule:
 def _root(rise: float, progress: float) -> float:
     return min(progress / rise, math.sqrt(rise / progress))
 
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-941
 def wsd(rise: float = 0.05, decay: float = 0.2) -> Schedule:
     """Warmup, stable, decay: rise, stay as long as possible, and fall in a straight line at the end.
 
@@ -276,6 +278,7 @@ def wsd(rise: float = 0.05, decay: float = 0.2) -> Schedule:
 def _table(rise: float, decay: float, progress: float) -> float:
     return progress / rise if progress < rise else min(1.0, (1 - progress) / decay)
 
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-942
 def one_cycle(rise: float = 0.3, start: float = 25, end: float = 1e4) -> Schedule:
     """One cycle: rise along a cosine from a fraction of the rate to all of it, and fall to nearly nothing.
 
@@ -317,6 +320,8 @@ def _cycle(rise: float, start: float, end: float, progress: float) -> float:
     return last + (1 - last) * cosine((progress - rise) / (1 - rise))
 
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-060
+#| code-fold: true
+#| code-summary: "What counts as a number of updates"
 def is_count(
     x: Any,  # what somebody gave for a number of updates or epochs
 ) -> bool:
@@ -327,6 +332,8 @@ def is_count(
         return False
 
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-063
+#| code-fold: true
+#| code-summary: "How groups may join late"
 class PerStep(LambdaLR):
     """torch's LambdaLR, which groups may join that are added to the optimizer in the middle of the run.
 
@@ -403,14 +410,25 @@ def per_step(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], tota
 
     return PerStep(optimizer, [factor(schedule) for schedule in schedules])
 
+# %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-943
+def _climb(optimizer: Optimizer, closure: Callable[[], Any], rates: list[float], smooth: float) -> list[tuple[float, float]]:
+    "Step at one rate after another; rates and smoothed losses, up to where the loss explodes."
+    given = [float(group["lr"]) for group in optimizer.param_groups]
+    found: list[tuple[float, float]] = []
+    average = 0.0
+    for k, rate in enumerate(rates, 1):
+        for group, own in zip(optimizer.param_groups, given, strict=True):
+            group["lr"] = rate * own / max(given)
+        average = smooth * average + (1 - smooth) * float(torch.as_tensor(optimizer.step(closure)).detach())
+        loss = average / (1 - smooth**k)
+        if not math.isfinite(loss) or found and loss > 4 * min(seen for _, seen in found):
+            break
+        found.append((rate, loss))
+    return found
+
 # %% ../../nbs/1_generations/02_schedule.ipynb #02_schedule-910
 def range_test(
-    optimizer: Optimizer,
-    closure: Callable[[], Any],
-    low: float = 1e-5,
-    high: float = 1.0,
-    steps: int = 100,
-    smooth: float = 0.9,
+    optimizer: Optimizer, closure: Callable[[], Any], low: float = 1e-5, high: float = 1.0, steps: int = 100, smooth: float = 0.9
 ) -> list[tuple[float, float]]:
     """The learning-rate range test: train with a rate that grows from step to step, and watch the loss.
 
@@ -456,26 +474,14 @@ def range_test(
     if not (0 < low < high < math.inf and is_count(steps) and steps > 1 and 0 <= smooth < 1):
         raise ValueError("range_test needs rates that grow, at least two of them, and a memory in [0, 1): "
                          f"got low={low}, high={high}, steps={steps}, smooth={smooth}.")
-    given = [float(group["lr"]) for group in optimizer.param_groups]
-    if not max(given) > 0:
+    if not any(float(group["lr"]) > 0 for group in optimizer.param_groups):
         raise ValueError("range_test needs an optimizer with a rate above 0 in at least one group.")
     weights = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
     state = copy.deepcopy(optimizer.state_dict())
-    found: list[tuple[float, float]] = []
-    average = 0.0
     try:
-        for k in range(steps):
-            rate = low * (high / low) ** (k / (steps - 1))
-            for group, own in zip(optimizer.param_groups, given, strict=True):
-                group["lr"] = rate * own / max(given)
-            average = smooth * average + (1 - smooth) * float(torch.as_tensor(optimizer.step(closure)).detach())
-            loss = average / (1 - smooth ** (k + 1))
-            if not math.isfinite(loss) or found and loss > 4 * min(seen for _, seen in found):
-                break
-            found.append((rate, loss))
+        return _climb(optimizer, closure, [low * (high / low) ** (k / (steps - 1)) for k in range(steps)], smooth)
     finally:
         optimizer.load_state_dict(state)
         with torch.no_grad():
             for p, weight in weights:
                 p.copy_(weight)
-    return found

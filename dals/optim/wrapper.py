@@ -95,10 +95,15 @@ class Wrapper(BaseOptimizer):
     @property
     def state(self) -> defaultdict[torch.Tensor, Any]:  # type: ignore[override]
         """What the wrapper keeps for each parameter and, under "base", what the base keeps, not a copy of it."""
-        own = vars(self)["state"]
+        own = self.own
         for p, kept in self.base.state.items():
             own[p]["base"] = kept
         return own
+
+    @property
+    def own(self) -> defaultdict[torch.Tensor, Any]:
+        """What the wrapper itself keeps for each parameter."""
+        return vars(self)["state"]  # type: ignore[no-any-return]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -132,6 +137,8 @@ class Wrapper(BaseOptimizer):
     def take(self, closure: Callable[[], Any] | None = None) -> Any:
         """The base's step. torch's hooks for every optimizer have seen the step of the wrapper and do not see this one."""
         self.note()
+        if not (torch_hooks._global_optimizer_pre_hooks or torch_hooks._global_optimizer_post_hooks):
+            return self.base.step(closure)
         with without_global_hooks():
             return self.base.step(closure)
 

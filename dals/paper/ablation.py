@@ -407,6 +407,6 @@ def train_part(
 ) -> int: # how many are still missing
     "Train what is missing of one part"
     configs = plan_of(part, store)
-    for _, some in itertools.groupby(missing(configs, store)[:most], lambda config: config["task"]):
+    for _, some in itertools.groupby(missing(configs, store)[:most], lambda config: config.task):
         run_missing(list(some), store, jobs)
     return len(missing(configs, store))

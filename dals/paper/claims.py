@@ -24,13 +24,12 @@ from math import comb, exp, log
 from statistics import fmean, median, stdev, variance
 from typing import Any, NamedTuple
 
-from ..recipes.released import VARIANTS
-from ..recipes.strategies import PAPER_SEED, STRATEGIES
+from ..recipes.strategies import PAPER_SEED, STRATEGIES, get_protocol
 from ..lab.intervals import binomial_se
 from ..lab.render import filled
 from ..lab.statistics import holm, paired
 from ..lab.tasks import TASKS
-from ..lab.training import Run
+from ..lab.records import Config, Run
 from .published import CLAIMS, COLUMNS, TABLE2, TABLE3
 from .tables import budget_note, kinds
 
@@ -222,7 +221,7 @@ class Ruling:
     evidence: str
     where: str = "tables 2 and 3"  # the ground in words, with its budget
     seeds: int = 0         # common seeds that it rests on
-    lacking: tuple[dict[str, Any], ...] = ()  # where it is open: the first `LISTED` configs of the runs that would decide it
+    lacking: tuple[Config, ...] = ()  # where it is open: the first `LISTED` configs of the runs that would decide it
     missing: int = 0       # how many such runs there are in all
 
     def __post_init__(self) -> None:
@@ -478,9 +477,9 @@ def first_seeds(
     return [seed for seed in range(n + 1) if counts(seed)][:n]
 
 
-def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) -> list[dict[str, Any]]:
+def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) -> list[Config]:
     "The configs that an open answer lacks, seed by seed."
-    found: list[dict[str, Any]] = []
+    found: list[Config] = []
     if answer.verdict != OPEN:
         return found
     for seed in first_seeds(max(case.part.seeds, answer.total if answer.total <= LIMIT else 0)):
@@ -489,14 +488,10 @@ def _lacking(answer: Answer, case: Case, rates: Callable[[Ground, str], Any]) ->
             for name, variant in [(name, None) for name in names] + [(_STLR, variant) for variant in variants]:
                 if seed in rows.get(varied(name, variant), {}):
                     continue
-                config = {"task": ground.task, "strategy": name, "seed": seed, "protocol": ground.protocol, "profile": ground.profile}
-                if variant:
-                    config |= {"variant": variant, "overrides": dict(VARIANTS[variant].undo)}
-                elif ground.protocol == "tuned":
-                    if (own := rates(ground, name)) is None: # to be searched first
-                        continue
-                    config |= {"overrides": own}
-                found.append(config)
+                rules = get_protocol(ground.protocol)
+                own = rules.variants[variant].undo if variant else rates(ground, name) if rules.tuned else {}
+                if own is not None: # else its rates are to be searched first
+                    found.append(Config(ground.task, name, seed, ground.protocol, ground.profile, own, variant))
     return found
 
 # %% ../../nbs/2_evidence/07_claims.ipynb #16_claims-141
@@ -1022,7 +1017,7 @@ def competitive(
     "Whether Discriminative LR is at most a point behind Fixed SGD."
     answer = _margin([-d for d in _compared(case)], MARGIN, f"{_DISC} minus {_FIXED}")
     return answer._replace(evidence=f"{answer.evidence} The rates of its own must be searched first (chapter 2.8).") if (
-        case.ground.protocol == "tuned" and not case.records.best) else answer
+        get_protocol(case.ground.protocol).tuned and not case.records.best) else answer
 
 
 @own("C8g")
@@ -1094,16 +1089,16 @@ def shown(
 
 
 def in_short(
-    configs: Sequence[Mapping[str, Any]], # of the runs that an open part lacks, some or all
+    configs: Sequence[Config], # of the runs that an open part lacks, some or all
     missing: int, # how many there are in all
 ) -> str: # empty where there are none
     "Whose runs an open part lacks, in a sentence."
     if not missing:
         return ""
-    names = dict.fromkeys(varied(config["strategy"], config.get("variant")) for config in configs)
+    names = dict.fromkeys(varied(config.strategy, config.variant) for config in configs)
     who = "all 18" if {*TABLE2} <= {*names} else ", ".join(names)
-    seeds = sorted({config["seed"] for config in configs})
-    where = " and ".join(dict.fromkeys("{task} {protocol} {profile}".format(**config) for config in configs))
+    seeds = sorted({config.seed for config in configs})
+    where = " and ".join(dict.fromkeys(f"{config.task} {config.protocol} {config.profile}" for config in configs))
     more = f" (the first {len(configs)} named)" if missing > len(configs) else ""
     which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"{missing} run{'s' * (missing != 1)}{more}: {who}; {which}; {where}."

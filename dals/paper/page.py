@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..lab.files import write_new
+from ..lab.records import Key
 from ..lab.render import filled
-from ..lab.store import key_of, shown as told, Store
+from ..lab.store import shown as told, Store
 from ..lab.tasks import get_task
 from .published import PUBLICATION
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
@@ -220,7 +221,7 @@ def _whole(low: int, high: int = 1_000_000) -> Kind:
 
 
 def _seed(value: Any) -> None:
-    key_of(("task", "paper", "paper", "DALS", value))
+    Key("task", "paper", "paper", "DALS", value).checked()
 
 
 def _named(names: Iterable[str]) -> Callable[[Any], None]:

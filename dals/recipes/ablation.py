@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,10 +17,10 @@ from ..optim.dals import DALS
 from ..optim.layers import layer_groups
 from ..optim.schedule import constant
 from ..optim.update import detect, phase_alpha
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, lookup, Plan
+from .strategies import PAPER, Built, lookup, Plan
 
 # %% auto #0
-__all__ = ['Detector', 'DETECTORS', 'FACTORS', 'averaging', 'by_epoch', 'coin', 'Watched', 'switched']
+__all__ = ['Detector', 'DETECTORS', 'FACTORS', 'ABLATION', 'averaging', 'by_epoch', 'coin', 'Watched', 'switched']
 
 # %% ../../nbs/4_workshop/19_switches.ipynb #23_ablation-037
 Detector = Callable[[float], int] # the loss of a step -> the phase, 0, 1 or 2
@@ -117,6 +118,7 @@ def switched(model: nn.Module, plan: Plan, *, lr: float, momentum: float, weight
     return DALS(groups, lr, thresholds=(0.01, 0.002) if filter and phases else None, **options), constant
 
 # %% ../../nbs/4_workshop/19_switches.ipynb #23_ablation-010
-COMPOSITIONS["ablation"] = {**COMPOSITIONS["paper"], "DALS": switched}
-HYPERPARAMETERS["ablation"] = {regime: {**rows, "DALS": {**rows["DALS"], **dict.fromkeys(FACTORS, True)}}
-                               for regime, rows in HYPERPARAMETERS["paper"].items()}
+ABLATION = replace(PAPER, name="ablation", what="which does what the text says, and gives DALS five switches",
+                   compositions={**PAPER.compositions, "DALS": switched},
+                   settings={regime: {**rows, "DALS": {**rows["DALS"], **dict.fromkeys(FACTORS, True)}}
+                             for regime, rows in PAPER.settings.items()})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +21,12 @@ from ..optim.layers import layer_groups
 from ..optim.layerwise import LARS, discriminative
 from ..optim.schedule import constant, cosine, floored, restarts, Schedule
 from ..optim.wrapper import Wrapper
-from .strategies import COMPOSITIONS, HYPERPARAMETERS, Built, Composition, Plan
+from .strategies import PAPER, Built, Composition, Deviation, Plan, Protocol
 
 # %% auto #0
-__all__ = ['RELEASED', 'DEVIATIONS', 'VARIANTS', 'by_update', 'counted_restarts', 'stlr_by_epoch', 'child_groups', 'groups_of',
+__all__ = ['DEVIATIONS', 'VARIANTS', 'RELEASED', 'by_update', 'counted_restarts', 'stlr_by_epoch', 'child_groups', 'groups_of',
            'LateDecay', 'GrowingEpsRAdam', 'OuterTrustLARS', 'AdaptiveSAM', 'LateLookahead', 'FromZero', 'StaleFast',
-           'FromZeroFast', 'FromZeroStaleFast', 'LongAcc', 'released', 'Deviation']
+           'FromZeroFast', 'FromZeroStaleFast', 'LongAcc', 'released']
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-008
 def by_update(
@@ -97,6 +96,7 @@ class LateDecay(Wrapper):
     "Decoupled weight decay that comes after the base's step."
 
     scalars = ("weight_decay",)
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
     def __init__(
         self,
@@ -119,6 +119,8 @@ class LateDecay(Wrapper):
 class GrowingEpsRAdam(RAdam):
     "torch's RAdam with eps added after the correction of the bias."
 
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         "Evaluate the closure if there is one, move every weight that has a gradient, return the loss."
         loss = evaluate(closure)
@@ -137,13 +139,16 @@ class GrowingEpsRAdam(RAdam):
 class OuterTrustLARS(LARS):
     "LARS whose trust ratio multiplies the momentum buffer of raw gradients."
 
-    def move(self, w: Tensor, g: Tensor, v: Tensor, group: dict[str, Any]) -> None:
-        "Move one tensor by its velocity v, which gathers raw gradients."
-        g = g.add(w, alpha=group["weight_decay"])
-        length, slope = w.norm(), g.norm()
+    def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Tensor]:
+        "The rate of a whole tensor."
+        length, slope = w.norm(), g.add(w, alpha=group["weight_decay"]).norm()
         ratio = torch.where((length > 0) & (slope > 0), length / (slope + group["eps"]), 1.0)
-        v.mul_(group["momentum"]).add_(g)
-        w.sub_(group["lr"] * group["trust"] * ratio * v)
+        return (group["lr"] * group["trust"] * ratio,)
+
+    def move(self, w: Any, g: Any, v: Any, rate: Tensor, group: dict[str, Any]) -> None:
+        "Move a tensor by its velocity v, which gathers raw gradients."
+        v.mul_(group["momentum"]).add_(g.add(w, alpha=group["weight_decay"]))
+        w.sub_(v, alpha=rate)
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-047
 class AdaptiveSAM(SAM):
@@ -159,6 +164,8 @@ class AdaptiveSAM(SAM):
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-053
 class LateLookahead(Lookahead):
     "Lookahead whose slow weights are taken after the first fast step."
+
+    elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         "As in Lookahead, but the first step only moves the fast weights. Returns the base's loss."
@@ -207,8 +214,7 @@ class LongAcc(DALSAcc):
         return super().memory(group, phase) if phase else max(0.4, group["alpha"] - 0.15)
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-070
-RELEASED: dict[str, Composition] = dict(COMPOSITIONS["paper"])  # Fixed SGD and Cosine Decay SGD stay as they are
-COMPOSITIONS["released"] = RELEASED
+_FORMS: dict[str, Composition] = dict(PAPER.compositions)  # Fixed SGD and Cosine Decay SGD stay as they are
 
 
 def released(
@@ -216,7 +222,7 @@ def released(
 ) -> Callable[[Composition], Composition]:
     "Decorator: register a composition as the `released` form of a strategy."
     def register(composition: Composition) -> Composition:
-        RELEASED[name] = composition
+        _FORMS[name] = composition
         return composition
     return register
 
@@ -255,6 +261,7 @@ def discriminative_sgd(model: nn.Module, plan: Plan, *, lr: float, decay: float,
     groups = discriminative(groups_of(model, by_child), lr, decay)
     return SGD(groups, lr, momentum, weight_decay=weight_decay), constant
 
+# %% ../../nbs/2_evidence/02_released.ipynb #08_released-902
 @released("RAdam")
 def radam(model: nn.Module, plan: Plan, *, late_eps: bool, **settings: Any) -> Built:
     return (GrowingEpsRAdam if late_eps else RAdam)(model.parameters(), **settings), constant
@@ -283,6 +290,7 @@ def grokfast(model: nn.Module, plan: Plan, *, lr: float, alpha: float, lamb: flo
         sgd.state[p]["momentum_buffer"], optimizer.state[p]["mean"] = torch.zeros_like(p), torch.zeros_like(p)
     return LateDecay(optimizer, weight_decay), constant
 
+# %% ../../nbs/2_evidence/02_released.ipynb #08_released-904
 @released("STLR+Discriminative")
 def stlr_discriminative(model: nn.Module, plan: Plan, *, lr: float, cut: float, ratio: float, twice: bool, between_epochs: bool,
                         **settings: Any) -> Built:
@@ -357,21 +365,13 @@ def _finetune(sgd: float, adam: float) -> dict[str, dict[str, Any]]:
     return table
 
 
-HYPERPARAMETERS["released"] = {
+_SETTINGS = {
     "scratch": _SCRATCH, "finetune": _finetune(5e-4, 5e-5), "trec6": _finetune(3e-4, 3e-5),
     "synthetic": {name: {"weight_decay": 1e-4} for name, values in _SCRATCH.items() if "momentum" in values and name != "DALS-Acc"},
 }
 
 # %% ../../nbs/2_evidence/02_released.ipynb #08_released-078
-@dataclass(frozen=True)
-class Deviation:
-    "One way in which the released code is not what the text says."
-    strategies: tuple[str, ...]  # whom it touches
-    undo: dict[str, Any]         # overrides of the protocol `released` that take it back
-    what: str                    # in one sentence
-
-
-_FAMILY = tuple(name for name in HYPERPARAMETERS["released"]["synthetic"])
+_FAMILY = tuple(_SETTINGS["synthetic"])
 DEVIATIONS: dict[str, Deviation] = {
     "decay applied twice": Deviation(("STLR+Discriminative",), {"twice": False},
         "the scheduler divides the rates of the lower layers once more"),
@@ -415,3 +415,6 @@ VARIANTS: dict[str, Deviation] = {  # what an experiment may vary in the protoco
     "phases off": Deviation(("DALS", "DALS-Fast", "DALS-Acc"), {"thresholds": None},
         "no phase detector: phase 1 throughout"),
 }
+
+RELEASED = Protocol("released", "which does what the code behind the paper did", _FORMS, _SETTINGS,
+                    epochs={"trec6": 10, "rte": 10, "imdb": 5}, augments=False, variants=VARIANTS)

@@ -19,7 +19,7 @@ from ..optim.dals import DALS
 from ..optim.joint import SAM, Lookahead
 from ..optim.schedule import per_step
 from .released import DEVIATIONS, RELEASED, AdaptiveSAM, LateLookahead
-from .strategies import HYPERPARAMETERS, lookup, Plan
+from .strategies import lookup, Plan
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'CLASSES', 'WORDS', 'NUMBERS', 'SETTING', 'SHAPE', 'ToyModel', 'toy_model', 'relative_error', 'Replayed',
@@ -97,7 +97,7 @@ def _translated(name: str, hyper: Mapping[str, Any], steps: int) -> tuple[Plan, 
     plan = Plan(int(given.pop("T_max", given.pop("T", steps))), int(given.pop("steps_per_epoch", 1)))
     if "phase1_thresh" in given:
         given["thresholds"] = (given.pop("phase1_thresh"), given.pop("phase2_thresh"))
-    standard = HYPERPARAMETERS["released"]["scratch"][name]
+    standard = RELEASED.settings["scratch"][name]
     switches = {key: value for key, value in standard.items() if isinstance(value, bool) or key in ("eps", "lamb")}
     if "restart_epochs" in standard:
         switches["restart_epochs"] = 0  # the file counts updates
@@ -113,7 +113,7 @@ def _built(kind: str, model: nn.Module, hyper: Mapping[str, Any], steps: int, te
     plan, settings = _translated(name, hyper, steps)
     off = {key: value for deviation in DEVIATIONS.values() if name in deviation.strategies for key, value in deviation.undo.items()
            if text and (isinstance(value, bool) or key == "eps")}
-    optimizer, schedule = RELEASED[name](model, plan, **{**settings, **off})
+    optimizer, schedule = RELEASED.compositions[name](model, plan, **{**settings, **off})
     return optimizer, schedule, plan.total_steps
 
 # %% ../../nbs/2_evidence/03_replay.ipynb #08_released-091

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -28,65 +27,65 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 # %% auto #0
-__all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'COMPOSITIONS', 'PAPER_SEED', 'HYPERPARAMETERS', 'Registry', 'Plan',
-           'Overrides', 'Strategy', 'lookup', 'get_strategy', 'strategies_of', 'strategy']
+__all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'PROTOCOLS', 'PAPER_SEED', 'PAPER', 'TUNED', 'Registry', 'lookup',
+           'Plan', 'Deviation', 'Protocol', 'get_protocol', 'Overrides', 'Strategy', 'get_strategy', 'strategy']
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-901
 _Row = TypeVar("_Row")
 
 
 class Registry(MutableMapping[str, _Row]):
-    """A table whose rows come from several modules: they are imported when somebody first looks for what is not there.
+    """A table with rows that other modules make, imported when somebody first looks for what is not there.
 
     Parameters
     ----------
-    *modules : str
-        Dotted names of the modules of this package that add rows, in the order in which the rows
-        are listed: after those of the module that makes the table, and before a user's.
-    **rows
-        What is there from the start.
+    *sources : str
+        Where those rows are, such as "dals.recipes.released:RELEASED": module and variable. Each
+        row says its own `name`.
     """
-    def __init__(self, *modules: str, **rows: _Row):
-        self._modules = (sys._getframe(1).f_globals["__name__"], *modules)
-        self._filled = not modules
-        self._rows, self._origin = dict(rows), dict.fromkeys(rows, 0) # the number of the module that each name came from
+    def __init__(self, *sources: str):
+        self._sources = sources
+        self._rows: dict[str, _Row] = {}
 
-    def _fill(self) -> None:
-        if not self._filled:
-            for module in self._modules[1:]: # one that is just being imported is left to finish
-                import_module(module)
-            self._filled = True
+    def _complete(self) -> dict[str, _Row]:
+        for source in self._sources:
+            module, _, variable = source.partition(":")
+            row = getattr(import_module(module), variable)
+            self._rows.setdefault(row.name, row)
+        self._sources = ()
+        return self._rows
 
     def __getitem__(self, name: str) -> _Row:
-        if name not in self._rows:
-            self._fill()
-        return self._rows[name]
+        return self._rows[name] if name in self._rows else self._complete()[name]
 
     def __setitem__(self, name: str, row: _Row) -> None:
-        adder = sys._getframe(1).f_globals["__name__"]
         self._rows[name] = row
-        self._origin.setdefault(name, self._modules.index(adder) if adder in self._modules else len(self._modules))
 
     def __delitem__(self, name: str) -> None:
-        self._fill()
-        del self._rows[name], self._origin[name]
+        del self._complete()[name]
 
     def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return iter(sorted(self._rows, key=self._origin.__getitem__))
+        return iter(self._complete())
 
     def __len__(self) -> int:
-        self._fill()
-        return len(self._rows)
+        return len(self._complete())
 
     def __repr__(self) -> str:
-        return repr(dict(self))
+        return repr(self._complete())
 
-    @property
-    def shipped(self) -> frozenset[str]:
-        "The names that came with the package."
-        return frozenset(name for name in self if self._origin[name] < len(self._modules))
 
+def lookup(
+    table: Mapping[str, Any], # what there is
+    name: str, # what was asked for
+    what: str, # what it should be, such as "strategy"
+) -> Any: # raises `ValueError` that lists the names and suggests the nearest
+    "`table[name]`, or a sentence that says what there is instead"
+    if isinstance(name, str) and name in table: return table[name]
+    folded = {key.casefold(): key for key in table}
+    near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.4)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:200]}..."
+    raise ValueError(f"There is no {what} {said}.{hint} Known: {', '.join(table) or 'none'}.")
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-008
 @dataclass(frozen=True)
@@ -98,8 +97,47 @@ class Plan:
 
 Built = tuple[Optimizer, Schedule | list[Schedule]] # one schedule for all groups, or one for each
 Composition = Callable[..., Built]
+RATES = ("lr", "final_lr", "eta_min") # what a multiplier scales
+STRATEGIES: dict[str, Strategy] = {}
+
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-911
+@dataclass(frozen=True)
+class Deviation:
+    "One way in which a protocol is not what the text says; a run that takes it back is a variant."
+    strategies: tuple[str, ...]  # whom it touches
+    undo: dict[str, Any]         # overrides that take it back
+    what: str                    # in one sentence
 
 
+@dataclass(frozen=True)
+class Protocol:
+    "Rules by which the strategies are run"
+    name: str # a folder of the store
+    what: str # in one sentence, after its name
+    compositions: dict[str, Composition] # strategy -> its form
+    settings: dict[str, dict[str, dict[str, Any]]] # regime, or task with settings of its own -> strategy -> hyperparameters
+    epochs: Mapping[str, int] = field(default_factory=dict) # task of the paper -> full budget, where it is not the text's
+    augments: bool = True # whether the pictures of a training batch are augmented
+    tuned: bool = False # whether its rates come from a search on each task, and every run must be given them
+    variants: Mapping[str, Deviation] = field(default_factory=dict) # what an experiment may take back, by the name of the variant
+
+    @property
+    def strategies(self) -> list[str]:
+        "The strategies that have a form and settings here, in the order of `STRATEGIES`"
+        return [name for name in STRATEGIES
+                if name in self.compositions and name in self.settings["scratch"] and name in self.settings["finetune"]]
+
+
+PROTOCOLS: Registry[Protocol] = Registry("dals.recipes.ablation:ABLATION", "dals.recipes.released:RELEASED")
+
+
+def get_protocol(
+    name: str, # a name of `PROTOCOLS`
+) -> Protocol: # raises `ValueError` that names the protocols
+    "The protocol of that name"
+    return lookup(PROTOCOLS, name, "protocol")
+
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-913
 class Overrides(TypedDict, total=False):
     """Hyperparameters that a call of `build` may replace; each strategy has some of them.
 
@@ -107,20 +145,16 @@ class Overrides(TypedDict, total=False):
     ----------
     lr : float
         Base rate; of the top layer where layers differ.
-    final_lr : float
-        AdaBound: the rate of SGD that both bounds close on.
-    eta_min : float
-        Cosine Decay SGD and SGDR: the lowest rate.
+    final_lr, eta_min : float
+        AdaBound: the rate that both bounds close on. Cosine Decay SGD and SGDR: the lowest rate.
     momentum : float in [0, 1)
         Share of the last step that is repeated.
     weight_decay : float, at least 0
         L2 penalty, decoupled in AdamW and Lion.
     warmup : float in [0, 1)
         Fraction of the run spent rising.
-    restart_epochs : float
-        SGDR and DALS-Acc: epochs in the first cycle.
-    restart_mult : float, at least 1
-        SGDR and DALS-Acc: each cycle is this many times as long as the one before.
+    restart_epochs, restart_mult : float
+        SGDR and DALS-Acc: epochs in the first cycle, and how many times as long each next one is.
     betas : tuple of two floats in [0, 1)
         Lion: share of the memory in the step, and in the next memory.
     gamma : float, positive
@@ -138,10 +172,8 @@ class Overrides(TypedDict, total=False):
         SAM: radius of the neighbourhood.
     lamb : float, at least 0
         Grokfast: how many times the average is added to the gradient.
-    cut : float in (0, 1)
-        STLR: fraction of the run that the rate rises for.
-    ratio : float, at least 1
-        STLR: peak rate divided by lowest rate.
+    cut, ratio : float
+        STLR: fraction of the run that the rate rises for; peak rate divided by lowest rate.
     """
     lr: float
     final_lr: float
@@ -162,32 +194,10 @@ class Overrides(TypedDict, total=False):
     cut: float
     ratio: float
 
-
-@dataclass(frozen=True)
-class Strategy:
-    """One row of the paper's table 2; `STRATEGIES[name]` has them all.
-
-    Parameters
-    ----------
-    name : str
-        As table 2 prints it.
-    generation : str
-        "1" to "5", or "SOTA" for the paper's own combinations.
-    family : str
-        "SGD" or "Adam": which rates it takes when a backbone asks for a multiplier.
-    paper : str
-        Where the method was proposed.
-    gradients : int, default 1
-        Gradient evaluations per step.
-    needs_loss : bool, default False
-        Whether the optimizer reads the loss that the closure returns.
-    """
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-915
+class _WithSettings:
+    "What has a name that protocols have settings for"
     name: str
-    generation: str
-    family: str
-    paper: str
-    gradients: int = 1
-    needs_loss: bool = False
 
     def settings(self, regime: str, *, protocol: str = "paper", task: str | None = None, multiplier: float = 1.0,
                  **overrides: Unpack[Overrides]) -> dict[str, Any]:
@@ -209,16 +219,20 @@ class Strategy:
             For a regime, protocol or hyperparameter that does not exist. The sentence names those
             that do.
         """
-        table = lookup(HYPERPARAMETERS, protocol, "protocol")
-        rows = lookup(table, regime, "regime")
-        if protocol == "tuned" and "lr" not in overrides:
-            raise ValueError("Protocol 'tuned' has no rates of its own: give lr, as dals.lab.tuning.tuned_configs does.")
-        values = {**lookup(rows, self.name, f"strategy of protocol {protocol!r}"), **table.get(task or "", {}).get(self.name, {})}
+        rules = get_protocol(protocol)
+        rows = lookup(rules.settings, regime, "regime")
+        if rules.tuned and "lr" not in overrides:
+            raise ValueError(f"Protocol {protocol!r} has no rates of its own: give lr, as dals.lab.tuning.tuned_configs does.")
+        values = {**lookup(rows, self.name, f"strategy of protocol {protocol!r}"), **rules.settings.get(task or "", {}).get(self.name, {})}
         values = {k: v * multiplier if k in RATES else v for k, v in values.items()}
-        known = {key: None for rows in table.values() for key in rows.get(self.name, {})}
+        known = {key: None for rows in rules.settings.values() for key in rows.get(self.name, {})}
         for key in overrides:
             lookup(known, key, f"hyperparameter of {self.name}")
         return {**values, **overrides}
+
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-917
+class _Buildable(_WithSettings):
+    "What can be built for a model"
 
     def build(self, model: nn.Module, *, total_steps: int, steps_per_epoch: int, regime: str, protocol: str = "paper",
               task: str | None = None, multiplier: float = 1.0,
@@ -238,8 +252,8 @@ class Strategy:
             Which of the protocol's rates to take. It has no default, since they differ by a factor
             of ten and more.
         protocol : str, default "paper"
-            Whose settings: "paper" is what the text says, "released" what its code did, "tuned" the
-            text's with an `lr` of yours.
+            Whose settings, a name of `PROTOCOLS`: "paper" is what the text says, "released" what its
+            code did, "tuned" the text's with an `lr` of yours.
         task : str or None, default None
             Name of one of the paper's tasks, for which a protocol may have settings of its own.
         multiplier : float, positive, default 1.0
@@ -272,27 +286,35 @@ class Strategy:
             raise ValueError("A run needs at least one step, and a whole number of them, in all and in an epoch: "
                              f"got total_steps={total_steps}, steps_per_epoch={steps_per_epoch}.")
         settings = self.settings(regime, protocol=protocol, task=task, multiplier=multiplier, **overrides)
-        optimizer, schedule = COMPOSITIONS[protocol][self.name](model, Plan(total_steps, steps_per_epoch), **settings)
+        optimizer, schedule = get_protocol(protocol).compositions[self.name](model, Plan(total_steps, steps_per_epoch), **settings)
         return optimizer, per_step(optimizer, schedule, total_steps)
 
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-919
+@dataclass(frozen=True)
+class Strategy(_Buildable):
+    """One row of the paper's table 2; `STRATEGIES[name]` has them all.
 
-RATES = ("lr", "final_lr", "eta_min") # what a multiplier scales
-STRATEGIES: dict[str, Strategy] = {}
-COMPOSITIONS: Registry[dict[str, Composition]] = Registry("dals.recipes.ablation", "dals.recipes.released", paper={})
-
-
-def lookup(
-    table: Mapping[str, Any], # what there is
-    name: str, # what was asked for
-    what: str, # what it should be, such as "strategy"
-) -> Any: # raises `ValueError` that lists the names and suggests the nearest
-    "`table[name]`, or a sentence that says what there is instead"
-    if isinstance(name, str) and name in table: return table[name]
-    folded = {key.casefold(): key for key in table}
-    near = difflib.get_close_matches(str(name).casefold(), folded, 1, 0.4)
-    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:200]}..."
-    raise ValueError(f"There is no {what} {said}.{hint} Known: {', '.join(table) or 'none'}.")
+    Parameters
+    ----------
+    name : str
+        As table 2 prints it.
+    generation : str
+        "1" to "5", or "SOTA" for the paper's own combinations.
+    family : str
+        "SGD" or "Adam": which rates it takes when a backbone asks for a multiplier.
+    paper : str
+        Where the method was proposed.
+    gradients : int, default 1
+        Gradient evaluations per step.
+    needs_loss : bool, default False
+        Whether the optimizer reads the loss that the closure returns.
+    """
+    name: str
+    generation: str
+    family: str
+    paper: str
+    gradients: int = 1
+    needs_loss: bool = False
 
 
 def get_strategy(name: str) -> Strategy:
@@ -315,15 +337,7 @@ def get_strategy(name: str) -> Strategy:
     """
     return lookup(STRATEGIES, name, "strategy")
 
-
-def strategies_of(
-    protocol: str, # a name of `HYPERPARAMETERS`
-) -> list[str]: # in the order of `STRATEGIES`; raises `ValueError` for another name
-    "The strategies that a protocol has settings and a form for; one that was added with the text's settings is in no other protocol"
-    table, forms = lookup(HYPERPARAMETERS, protocol, "protocol"), COMPOSITIONS[protocol]
-    return [name for name in STRATEGIES if name in forms and name in table["scratch"] and name in table["finetune"]]
-
-
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-921
 def strategy(name: str, generation: str, family: str, paper: str, gradients: int = 1, needs_loss: bool = False,
              scratch: Mapping[str, Any] | None = None, finetune: Mapping[str, Any] | None = None) -> Callable[[Composition], Composition]:
     """Decorator: register a composition as the `paper` form of a new strategy.
@@ -343,10 +357,10 @@ def strategy(name: str, generation: str, family: str, paper: str, gradients: int
     """
     def register(composition: Composition) -> Composition:
         STRATEGIES[name] = Strategy(name, generation, family, paper, gradients, needs_loss)
-        COMPOSITIONS["paper"][name] = composition
+        PAPER.compositions[name] = composition
         for regime, values in (("scratch", scratch), ("finetune", finetune)):
             if values is not None:
-                HYPERPARAMETERS["paper"][regime][name] = dict(values)
+                PAPER.settings[regime][name] = dict(values)
         return composition
     return register
 
@@ -386,9 +400,8 @@ _FINETUNE["SGDR"]["restart_epochs"] = _FINETUNE["DALS-Acc"]["restart_epochs"] = 
 _FINETUNE["AdaBound"]["final_lr"] = 1e-3
 _FINETUNE["Lion"]["lr"] = 1e-5
 
-HYPERPARAMETERS: Registry[dict[str, dict[str, dict[str, Any]]]] = Registry(
-    "dals.recipes.ablation", "dals.recipes.released", paper={"scratch": _SCRATCH, "finetune": _FINETUNE})
-HYPERPARAMETERS["tuned"], COMPOSITIONS["tuned"] = HYPERPARAMETERS["paper"], COMPOSITIONS["paper"]
+PAPER = PROTOCOLS["paper"] = Protocol("paper", "which does what the text says", {}, {"scratch": _SCRATCH, "finetune": _FINETUNE})
+TUNED = PROTOCOLS["tuned"] = replace(PAPER, name="tuned", what="which does what the text says, at rates that were searched for", tuned=True)
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-014
 def trainable(
@@ -415,13 +428,21 @@ def sgdr(model: nn.Module, plan: Plan, *, lr: float, eta_min: float, restart_epo
     return SGD(trainable(model), lr, momentum, weight_decay=weight_decay), warmed(schedule, warmup)
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-016
+def fused(
+    params: list[nn.Parameter], # of one optimizer
+) -> bool | None: # for torch's Adam and AdamW; None is their own choice
+    "Whether to ask for torch's fused step, the same numbers to rounding: on the CPU, where torch does not take it by itself"
+    return all([type(p) is nn.Parameter and p.is_cpu and p.dtype.is_floating_point and p.dtype.itemsize >= 4 for p in params]) or None
+
 @strategy("Adam", "3", "Adam", "Kingma & Ba 2015, arXiv 1412.6980")
 def adam(model: nn.Module, plan: Plan, *, lr: float, warmup: float = 0.0) -> Built:
-    return Adam(trainable(model), lr), warmed(constant, warmup)
+    params = trainable(model)
+    return Adam(params, lr, fused=fused(params)), warmed(constant, warmup)
 
 @strategy("AdamW", "3", "Adam", "Loshchilov & Hutter 2019, arXiv 1711.05101")
 def adamw(model: nn.Module, plan: Plan, *, lr: float, weight_decay: float, warmup: float = 0.0) -> Built:
-    return AdamW(trainable(model), lr, weight_decay=weight_decay), warmed(constant, warmup)
+    params = trainable(model)
+    return AdamW(params, lr, weight_decay=weight_decay, fused=fused(params)), warmed(constant, warmup)
 
 @strategy("AdaBound", "3", "Adam", "Luo et al. 2019, arXiv 1902.09843")
 def adabound(model: nn.Module, plan: Plan, *, lr: float, final_lr: float, gamma: float, warmup: float = 0.0) -> Built:
