@@ -279,7 +279,7 @@ def test_without_locks_and_without_hard_links_a_run_is_claimed_and_stored(store,
         raise OSError(errno.ENOSYS, "Function not implemented")
     monkeypatch.setattr(os, "link", refused)
     for flock in (fcntl.flock, no_locks):
-        monkeypatch.setattr(dals.lab.store.fcntl, "flock", flock)
+        monkeypatch.setattr(dals.lab.files.fcntl, "flock", flock)
         with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             swept = sweep([config(0), config(1)], store, progress=None, executor=pool)

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .store import code_notes, write_new
+from .files import write_new
+from .store import code_notes
 from .training import Run
 
 if TYPE_CHECKING:

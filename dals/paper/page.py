@@ -17,9 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..lab.files import write_new
 from ..lab.records import Key
 from ..lab.render import filled
-from ..lab.store import shown as told, Store, write_new
+from ..lab.store import shown as told, Store
 from ..lab.tasks import get_task
 from .published import PUBLICATION
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
