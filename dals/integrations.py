@@ -28,9 +28,10 @@ def find_dals(
     "DALS inside its wrappers"
     inside = optimizer
     while not isinstance(inside, DALS):
-        inside = getattr(inside, "optimizer", None) or getattr(inside, "base", None)
-        if inside is None:
-            raise TypeError(f"There is no DALS in this {type(optimizer).__name__}: build one with dals.DALS, DALSFast or DALSAcc.")
+        below = getattr(inside, "optimizer", None) or getattr(inside, "base", None)
+        if below is None:
+            raise TypeError(f"There is no DALS in this {type(inside).__name__}: build one with dals.DALS, DALSFast or DALSAcc.")
+        inside = below
     return inside
 
 

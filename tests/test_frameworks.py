@@ -1,6 +1,8 @@
 "DALS in Trainer, accelerate and Lightning: the recipes that chapter 3.3 prints, each cut out of the notebook and run against a plain loop."
 import json
 import logging
+import sys
+import warnings
 from pathlib import Path
 
 import lightning
@@ -12,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, default_collate
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from dals import DALS, layer_groups
+from dals import DALS, DALSFast, layer_groups
 from dals.optim.layerwise import discriminative
 from dals.optim.update import detect
 
@@ -354,3 +356,110 @@ def test_a_schedule_of_trainers_own_is_announced(tmp_path):
     with pytest.warns(UserWarning, match='schedule=None switches its own off.*lr_scheduler_type="constant" in Trainer') as caught:
         names["trainer"].train()
     assert sum("Two schedules are multiplied" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("make", [bert, llama])
+def test_the_trainer_to_import_takes_the_steps_of_a_plain_loop(make, micro_batches, tmp_path):
+    from dals.integrations import DALSTrainer, find_dals
+    data, args = examples(make), arguments(tmp_path, 8, 24 // micro_batches, micro_batches)
+    args.lr_scheduler_type = "linear"  # Trainer's default, which must not be multiplied
+    trainer = DALSTrainer(make(), args, train_dataset=data)
+    if make is bert:
+        trainer.loss_is_scaled_for_ga = False  # its loss is a mean over the micro-batch
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Two schedules")
+        trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    twin = make()
+    optimizer, losses = plain(twin, [default_collate(data)] * 8, 8)
+    told(find_dals(trainer.optimizer), losses)
+    close(trainer.model, twin)
+    assert [row["phase"] for row in rows][-1] == optimizer.phase
+    name = optimizer.param_groups[-1]["name"]
+    assert [row[f"lr/{name}"] for row in rows] == pytest.approx([0.03 * optimizer.factor(n) for n in range(1, 9)])
+
+
+def test_the_trainer_to_import_keeps_an_optimizer_of_the_users(tmp_path):
+    from dals.integrations import DALSTrainer
+    model = llama()
+    mine = DALSFast(layer_groups(model), 0.1, total_steps=8)
+    trainer = DALSTrainer(model, arguments(tmp_path, 8, 24, 1), train_dataset=examples(llama), optimizers=(mine, None))
+    trainer.train()
+    assert mine.param_groups[0]["step"] == 8 and mine.total_steps == 8
+    with pytest.raises(ValueError, match="leave them out, or optimizers="):
+        DALSTrainer(model, arguments(tmp_path, 8, 24, 1), optimizers=(mine, None), dals={"lr": 0.1})
+    sgd = torch.optim.SGD(model.parameters())
+    other = DALSTrainer(model, arguments(tmp_path, 8, 24, 1), train_dataset=examples(llama), optimizers=(sgd, None))
+    with pytest.raises(TypeError, match="There is no DALS in this SGD"):
+        other.train()
+
+
+class Plain(lightning.LightningModule):
+    "Nothing of ours but the optimizer"
+    def __init__(self, model, skipped=()):
+        super().__init__()
+        self.model, self.skipped, self.losses = model, skipped, []
+
+    def training_step(self, batch, index):
+        if index in self.skipped:
+            return None
+        loss = self.model(**batch).loss
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return DALS(layer_groups(self.model), total_steps=self.trainer.estimated_stepping_batches)
+
+
+@pytest.mark.parametrize("precision", [None, *SCALED])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_callback_to_import_hands_over_the_loss_of_every_update(precision, micro_batches, tmp_path):
+    from dals.integrations import DALSCallback
+    module = Plain(llama())
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", accumulate_grad_batches=micro_batches, callbacks=[DALSCallback()],
+                                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                                **({"plugins": [SCALED[precision]()]} if precision else {}))
+    trainer.fit(module, DataLoader(examples(llama), batch_size=4))
+    told(trainer.optimizers[0], torch.tensor(module.losses, dtype=torch.double).view(-1, micro_batches).mean(1).tolist())
+    assert {"phase", "lr/lm_head"} <= {*trainer.callback_metrics} and "optimizer_step" not in vars(module)
+
+
+def test_the_callback_to_import_lets_batches_be_left_out():
+    from dals.integrations import DALSCallback
+    module = Plain(llama(), skipped=(1, 4))
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[DALSCallback()], logger=False, enable_checkpointing=False,
+                                enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(module, DataLoader(examples(llama), batch_size=4))
+    told(trainer.optimizers[0], module.losses)
+    assert len(module.losses) == 4
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_step_for_accelerate_takes_those_of_a_plain_loop(micro_batches):
+    from dals.integrations import accelerate_step
+    data, losses = examples(bert), []
+    accelerator, model, optimizer, loader = accelerated(bert, data, micro_batches)
+    for batch in loader:
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            accelerate_step(accelerator, optimizer, loss)
+        losses.append(loss.item())
+    told(optimizer.optimizer, torch.tensor(losses, dtype=torch.double).view(-1, micro_batches).mean(1).tolist())
+    twin = bert()
+    plain(twin, DataLoader(data, batch_size=4 * micro_batches), 6 // micro_batches)
+    close(model, twin)
+
+
+def test_a_framework_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch):
+    import dals.integrations as integrations
+    for name, framework in (("DALSTrainer", "transformers"), ("DALSCallback", "lightning")):
+        monkeypatch.delitem(vars(integrations), name, raising=False)
+        for module in [other for other in sys.modules if other.split(".")[0] in (framework, "pytorch_lightning")]:
+            monkeypatch.delitem(sys.modules, module)
+        for module in (framework, "lightning.pytorch", "pytorch_lightning"):
+            monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ModuleNotFoundError, match=f"{name} needs .* which is not installed: pip install"):
+            getattr(integrations, name)
+    with pytest.raises(AttributeError, match="no attribute 'DALSTrainr': it has accelerate_step"):
+        getattr(integrations, "DALSTrainr")  # noqa: B009

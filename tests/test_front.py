@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from dals.paper.ablation import primary
-from dals.paper.claims import by_claim, overall, rulings
+from dals.paper.claims import by_claim, claims_verdict, overall, rulings
+from dals.paper.tables import table2, table2_verdict
 from dals.lab.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -284,3 +285,10 @@ def test_the_other_columns(files, readme):
         assert shown == pytest.approx([cells["mean"].median(), cells["mean"].max(), cells["mean"].min(), cells["mean"]["DALS"]], abs=0.0501)
         if row[8]:
             assert row[8].split()[0] == f"{stats.spearmanr(cells['mean'], PAPER[published]).statistic:.2f}".replace("-", "−")
+
+
+def test_the_page_opens_with_the_same_numbers(readme):
+    store = Store(local="_none")
+    pages = [table2_verdict(table2(store.runs())), claims_verdict(rulings(store.runs(variant="*")))]
+    first, second = ([*re.findall(r"\d+(?:\.\d+)?", said)] for said in pages)
+    assert first == numbers(readme, "1. **The numbers") and second[1:-1] == numbers(readme, "2. **The conclusions")
