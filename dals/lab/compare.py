@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PATIENCE', 'BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row',
-           'first_epoch', 'default_target', 'table', 'draw_curves', 'draw_cost', 'Comparison', 'benchmark']
+           'first_epoch', 'default_target', 'table', 'Comparison', 'benchmark']
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-008
 def _tensors(parts: Any) -> tuple[Tensor, ...]: # raises `TypeError` or `ValueError` for what is no array of numbers
@@ -628,7 +628,7 @@ def _draw_mean(
             marker="." if len(mean) == 1 else None)
 
 
-def draw_curves(
+def _draw_curves(
     runs: Sequence[Run], # all of them
     rows: Sequence[Row], # of their strategies
 ) -> Figure:
@@ -660,7 +660,7 @@ def draw_curves(
     return fig
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-835
-def draw_cost(
+def _draw_cost(
     runs: Sequence[Run], # all of them
     rows: Sequence[Row], # of their strategies, best first
     target: float, # accuracy in percent whose time is shown
@@ -738,11 +738,11 @@ class Comparison:
 
     def curves(self) -> Figure:
         "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
-        return draw_curves(self.runs, self.rows)
+        return _draw_curves(self.runs, self.rows)
 
     def cost(self) -> Figure:
         "Beside each strategy, best first: its accuracy after the last epoch, what a run took, and how long the target took"
-        return draw_cost(self.runs, self.rows, self.target)
+        return _draw_cost(self.runs, self.rows, self.target)
 
     def save(
         self,

@@ -133,7 +133,7 @@ class _Worker:
         if len(configs) > 1:
             with suppress(Exception):
                 trained = fit_stack(configs)
-        makers = [partial(_same, run) for run in trained] or [partial(self.run, config) for config in configs]
+        makers = [partial(_trained_already, run) for run in trained] or [partial(self.run, config) for config in configs]
         return [self.attempt(config, make) for config, make in zip(configs, makers, strict=True)]
 
     def work(self, unit: Unit) -> list[Answer]:
@@ -183,7 +183,7 @@ class _Worker:
         return _note_failure(self.store, config, text) if os.path.exists(self.store.claim(config)) else {"error": text}
 
 
-def _same(run: Run) -> Run:
+def _trained_already(run: Run) -> Run:
     return run
 
 # %% ../../nbs/4_workshop/13_sweep.ipynb #11_results-099
