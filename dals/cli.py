@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 
 from dals.lab.plans import (
-    absentees, by_worth, columns, cost_text, expected, known, parse_seeds, plan, plan_text, prices, Refused, seeds_text,
+    absentees, by_worth, columns, cost_text, counted_seeds, expected, known, parse_seeds, plan, plan_text, prices, Refused, seeds_text,
 )
 
 if TYPE_CHECKING:
@@ -759,7 +759,7 @@ def benchmark(args: argparse.Namespace) -> int:
         if importlib.util.find_spec("matplotlib") is None:
             raise Refused("--out draws pictures, which needs the package matplotlib: pip install '.[report]' brings it")
     try:
-        result = compared(args.task, args.strategy or "all", parse_seeds(args.seeds), jobs=args.jobs, target=args.target,
+        result = compared(args.task, args.strategy or "all", counted_seeds(args.seeds), jobs=args.jobs, target=args.target,
                           protocol=args.protocol, profile=args.profile, device=args.device)
     except (Unavailable, ValueError) as error:
         raise Refused(str(error)) from None
@@ -873,7 +873,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add(benchmark, "train strategies on a task of your own and compare them")
     sub.add_argument("task", metavar="FILE.py:NAME", help="where the task is, such as my_task.py:task")
     sub.add_argument("--strategy", nargs="+", metavar="S", help="names of strategies, quoted; all 18 if left out")
-    sub.add_argument("--seeds", nargs="+", default=["0-4"], metavar="S", help="such as 0-4")
+    sub.add_argument("--seeds", nargs="+", default=["5"], metavar="S", help="how many, such as 5, or which, such as 0-4")
     budget(sub)
     protocol(sub)
     sub.add_argument("--target", type=float, metavar="PERCENT", help="accuracy whose time is told; what Fixed SGD ends with if left out")

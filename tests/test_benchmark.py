@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dals import benchmark, own_task
 from dals.lab.compare import check, Comparison, default_target, load_task, stack, table
 from dals.cli import main
+from dals.lab.plans import counted_seeds, Refused
 from dals.lab.store import Conflict, Store
 from dals.lab.sweep import run_one
 from dals.recipes.strategies import PAPER, STRATEGIES
@@ -190,7 +191,7 @@ def test_a_file_that_does_not_end_says_so_and_one_that_moves_away_is_found_again
     (root / "sub" / "my_task.py").write_text(f"import os\nos.chdir({str(root / 'sub')!r})\n" + FILE, encoding="utf-8")
     monkeypatch.undo()
     monkeypatch.chdir(root)
-    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]) == 0
+    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "1", "--jobs", "1", "--out", "page"]) == 0
     assert len(records(root)) == 1 and (root / "page" / "mine.md").is_file() and "page/mine.md" in capsys.readouterr().out.splitlines()
 
 
@@ -350,7 +351,7 @@ class Net(nn.Linear):
 
 def model():
     return Net(4, 3)"""), encoding="utf-8")
-    assert main(["benchmark", "moody.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1"]) == 1
+    assert main(["benchmark", "moody.py:task", "--strategy", "Adam", "--seeds", "1", "--jobs", "1"]) == 1
     out, err = capsys.readouterr()
     assert "FAILED, AssertionError: no answers today" in out
     assert err == "dals: none of the 1 runs came to an end: AssertionError: no answers today\n"
@@ -360,10 +361,10 @@ def test_a_file_that_draws_other_data_each_time_is_found_out_unless_torch_draws(
     for name, draw in (("numpy", "torch.from_numpy(__import__('numpy').random.permutation(120))"), ("torch", "torch.randperm(120)")):
         text = FILE.replace("trials = []", f"order = {draw}\nx, y = x[order], y[order]")
         (root / "sub" / f"{name}_split.py").write_text(text, encoding="utf-8")
-    assert main(["benchmark", "sub/numpy_split.py:task", "--strategy", "Adam", "--seeds", "0"]) == 2
+    assert main(["benchmark", "sub/numpy_split.py:task", "--strategy", "Adam", "--seeds", "1"]) == 2
     out, err = capsys.readouterr()
     assert "makes other data each time it is run" in err and err.count("\n") == 1 and not out and not records(root)
-    assert main(["benchmark", "sub/torch_split.py:task", "--strategy", "Adam", "--seeds", "0"]) == 0
+    assert main(["benchmark", "sub/torch_split.py:task", "--strategy", "Adam", "--seeds", "1"]) == 0
     assert Store().runs("mine")[0].data["fingerprint"] == load_task("sub/torch_split.py:task").load().fingerprint
 
 
@@ -381,7 +382,7 @@ def test_missing_data_is_its_own_sentence_and_other_records_do_not_disturb_verif
         raise Unavailable("The tape is in the other room.")
     with pytest.raises(Unavailable, match="other room"):
         benchmark(replace(mine(), read=read), seeds=1, progress=None)
-    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "0", "--jobs", "1"]) == 0
+    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "1", "--jobs", "1"]) == 0
     assert main(["train", "--task", "synthetic", "--strategy", "Adam", "--profile", "smoke", "--jobs", "1"]) == 0
     capsys.readouterr()
     assert main(["verify", "-n", "5"]) == 0
@@ -491,7 +492,7 @@ CLASSES = 3
 def plain(model, plan, *, lr):
     return torch.optim.SGD(model.parameters(), lr), constant
 """), encoding="utf-8")
-    words = ["benchmark", "plain.py:task", "--strategy", "Plain", "Adam", "--seeds", "0", "--jobs", "1", "--out", "page"]
+    words = ["benchmark", "plain.py:task", "--strategy", "Plain", "Adam", "--seeds", "1", "--jobs", "1", "--out", "page"]
     assert main(words) == 0
     assert "Plain" in capsys.readouterr().out and len(records(root)) == 2 and (root / "page" / "mine_curves.png").is_file()
     assert main(["benchmark", "plain.py:task", "--strategy", "Plane"]) == 2
@@ -503,7 +504,7 @@ def test_a_plain_install_says_before_training_what_the_table_needs(root, capsys,
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "0", *words]) == 2
+    assert main(["benchmark", "sub/my_task.py:task", "--strategy", "Adam", "--seeds", "1", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and f"needs the package {package}: pip install" in err and not records(root)
 
@@ -530,3 +531,14 @@ def test_a_table_stays_whole_whatever_a_strategy_is_called(monkeypatch):
     head, rule, *rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 and {len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) for line in (head, rule, *rows)} == {13}
     assert any("a\\|b \\\\\\| &lt;b>c&lt;/b> d" in row for row in rows)
+
+
+@pytest.mark.parametrize("words, seeds", [(["3"], [0, 1, 2]), (["2-3"], [2, 3]), (["3,7"], [3, 7]), (["3", "7"], [3, 7]), (["4,"], [4])])
+def test_a_number_alone_says_how_many_seeds_as_in_python(words, seeds):
+    assert counted_seeds(words) == seeds
+
+
+def test_no_seed_and_too_many_are_refused_before_anything_is_read():
+    for words, reason in ((["0"], "0 seeds leave nothing to compare"), (["5000"], "more than the 1000 seeds"), (["x"], "is no seed")):
+        with pytest.raises(Refused, match=reason):
+            counted_seeds(words)

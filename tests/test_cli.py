@@ -649,7 +649,7 @@ def test_status_names_the_folders_that_it_read(root, capsys):
 
 
 def test_own_tasks_can_be_published_by_name(files, capsys):
-    words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "0", "--profile", "smoke", "--jobs", "1"]
+    words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "1", "--profile", "smoke", "--jobs", "1"]
     assert main(words) == 0 and main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
     assert "published 1 record into" in capsys.readouterr().out
     assert main(["publish", "--task", "synthetic+draw-3"]) == 0 # a name that there is, without records
