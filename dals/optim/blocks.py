@@ -213,7 +213,7 @@ def decline(
     "Warn once, and remember."
     DECLINED.add(update)
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200} "
+    warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200}. "
                   "Install one, or leave fused out; the numbers are the same.", stacklevel=2)
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058
