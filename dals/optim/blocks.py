@@ -23,7 +23,7 @@ __all__ = ['PIECE', 'PLAIN', 'WORTH', 'LISTS', 'DECLINED', 'CACHE', 'cache_sized
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
 PLAIN = (Tensor, torch.nn.Parameter)
-WORTH = 2**14  # elements: with fewer, it takes longer to start what is compiled than to run what is not
+WORTH = 2**17  # elements: with fewer, it takes longer to start what is compiled than to run what is not
 
 @lru_cache(maxsize=256)
 def cache_sized(
