@@ -152,23 +152,25 @@ TRIED = """## Where a goal is missed, and what was tried
 
 Times are processor time on one core of an AMD EPYC with 1 MiB of L2 cache, from a run in turn with AdamW, fused.
 
-- A goal in floats counts what crosses to memory. What a piece costs beside is arithmetic in the cache: per 2^18 floats 20 us for an operation in
-  place, 30 us for one that writes a third place, 17 us for a dot product, 91 us for torch's square root and 73 us for `rsqrt` and
-  `reciprocal`, which AdaBound therefore takes. AdamW, fused, needs 120 us for as many weights, memory included. Pieces of 2^17 to 2^19 are
-  within 3 % of each other, 2^16 costs 5 to 10 % more and 2^15 10 to 20 %, for then starting operations takes as long as they do.
+- A goal in floats counts what crosses to memory. What a piece costs beside is arithmetic in the cache: per 2^18 floats 20 us for an
+  operation in place, 30 us for one that writes a third place, 17 us for a dot product, 91 us for torch's square root and 73 us for
+  `rsqrt` and `reciprocal`, which AdaBound therefore takes. AdamW, fused, needs 120 us for as many weights, memory included. Pieces of
+  2^17 to 2^19 are within 6 % of each other, 2^16 costs up to 12 % more and 2^15 7 to 25 %, for then starting operations takes as long as
+  they do.
 - Small models: 8 tensors with 139,530 floats leave Lion 54 us of arithmetic and 18 us to start 40 operations by lists (36 us one by one)
-  of AdamW's 86 us, and 30 us of Python: half of it in torch's own wrapper of `step` and in finding gradients and buffers. Copying small tensors
-  into one costs what it saves. AdaBound's square roots alone take 40 to 49 us there; DALS reads options and phases of four groups
-  in some 60 us.
-- Grokfast around a fused SGD moves 10 floats for the 7 of AdamW: the amplified gradients must lie somewhere until the base has stepped, and
-  those of autograd come back after it. Their place is kept from step to step on the CPU: fresh memory for them made a step 4.9 times AdamW's.
-  To do better the base would have to step in pieces, which torch's does not.
-- `torch.compile` of the same lines (`fused=True`) makes one loop of each update: Lion 0.8 to 0.9, AdaBound 1.0 to 1.3, LARS, whose norms
-  stay apart, 1.1 to 1.5 times AdamW. It compiles for 5 to 30 s once per class and machine; a call costs 18 us, so tensors under 2^14 floats stay in
-  lists. The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each of its values. A sum over a stretch of any
+  of AdamW's 86 us; the rest of its 106 us is Python: torch's own wrapper of `step`, and finding gradients and buffers. Copying small
+  tensors into one was not built: by the times of the copies it costs about what it saves. AdaBound's square roots alone take 40 to 49 us
+  there; of DALS's 181 us about 70 are Python, most of it in reading the options and phases of four groups.
+- Grokfast around a fused SGD moves 10 floats for the 7 of AdamW: the amplified gradients must lie somewhere until the base has stepped,
+  and those of autograd come back after it. Their place is kept from step to step on the CPU: fresh memory for them made a step 4.9 times
+  AdamW's. To do better the base would have to step in pieces, which torch's does not.
+- `torch.compile` of the same lines (`fused=True`) makes one loop of each update: on DistilBERT's shapes Lion 0.9, AdaBound 1.2 to 1.3,
+  LARS, whose norms stay apart, 1.5, DALS 2.1 to 2.2 times AdamW. It compiles for 5 to 30 s once per class and machine; a call costs 18
+  us, so tensors under 2^17 floats stay in lists, where the compiled call was slower (Lion on the small model 1.4 times AdamW against
+  1.2). The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each of its values. A sum over a stretch of any
   length becomes a loop that is half as fast as one for a fixed length (DALS's first pass 1.9 to 2.2 against 1.4 to 1.5), so DALS compiles
-  for the piece. Numba and a C++ extension were not built: both would write every update a second time, for at most what the compiled line leaves
-  above the floor (0.1 for Lion and AdaBound).
+  for the piece. Numba and a C++ extension were not built: both would write every update a second time, for at most what the compiled line
+  leaves above the floor (0.2 for Lion and AdaBound).
 """
 
 

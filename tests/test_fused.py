@@ -40,7 +40,7 @@ def weights(*shapes):
 
 @each
 def test_a_compiled_run_is_that_of_the_pieces(name):
-    params = weights((300, 200), (7,), (2**20 + 3,), (64, 16, 5, 5), (150, 150))
+    params = weights((300, 200), (7,), (2**20 + 3,), (64, 128, 5, 5), (400, 400))
     with torch.no_grad():
         params[3].data = params[3].data.to(memory_format=torch.channels_last)
         params[4].data = params[4].data.t()

@@ -405,7 +405,7 @@ def test_batches_by_hand():
     optimizer = DALS([{"params": [Parameter(double([1.0]))], "depth": depth, "lr": lr, "filter_in_exploration": depth < 1}
                       for depth, lr in ((0.0, 0.1), (0.5, 0.2), (1.0, 0.1))], total_steps=10, weight_decay=0.0)
     low, middle, top = (optimizer._options(group, (0, 1)) for group in optimizer.param_groups)
-    assert low == (0.1, None, 0.9, 0.0, 0.02, (0.2, 5.0), 1e-8, (pytest.approx(0.3), 0.6), (0.3, 0.3))
+    assert low == (0.1, None, 0.9, 0.0, 0.02, (0.2, 5.0), 1e-8, (pytest.approx(0.3), 0.6), (0.3, 0.3), False)
     assert (middle.lr, middle.shares, top.shares) == (0.2, (0.5, 0.5), (1.0, pytest.approx(0.7)))
     found = dals.optim.dals.group_tensors([(low, 2), (middle, 1), (top, 2)], [kind, other, kind, kind, kind])
     assert found == [("class", "device", low, [0, 3, 4], [low.shares, top.shares, top.shares], 7), # equal but for their shares

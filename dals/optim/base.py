@@ -126,7 +126,9 @@ def norm_of(
     x: torch.Tensor,  # of any floating dtype
 ) -> Any:  # in float32 at least: a number on the CPU; a tensor on a GPU, for which nobody waits
     """The norm of a whole tensor."""
-    norm = full_tensor(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
+    single = x.dtype == torch.float32 or x.dtype == torch.float64
+    norm = torch.linalg.vector_norm(x) if single else torch.linalg.vector_norm(x, dtype=torch.float32)
+    norm = norm if type(norm) is Tensor else full_tensor(norm)
     return norm.item() if norm.is_cpu else norm
 
 

@@ -23,7 +23,7 @@ __all__ = ['PIECE', 'PLAIN', 'WORTH', 'LISTS', 'DECLINED', 'CACHE', 'cache_sized
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
 PLAIN = (Tensor, torch.nn.Parameter)
-WORTH = 2**14  # elements: with fewer, it takes longer to start what is compiled than to run what is not
+WORTH = 2**17  # elements: with fewer, it takes longer to start what is compiled than to run what is not
 
 @lru_cache(maxsize=256)
 def cache_sized(
@@ -213,7 +213,7 @@ def decline(
     "Warn once, and remember."
     DECLINED.add(update)
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200} "
+    warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200}. "
                   "Install one, or leave fused out; the numbers are the same.", stacklevel=2)
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058

@@ -121,11 +121,11 @@ class LARS(BaseOptimizer):
 
     def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Any]:
         "The rate of a whole tensor, which is lr times its ratio."
-        length, slope = norm_of(w), norm_of(g)
-        moves, penalty = (length > 0) & (slope > 0), group["weight_decay"] * length + group["eps"]
+        length, slope, lr = norm_of(w), norm_of(g), float(group["lr"])
+        total = slope + group["weight_decay"] * length + group["eps"]
         if isinstance(length, Tensor):
-            return (float(group["lr"]) * torch.where(moves, group["trust"] * length / (slope + penalty), 1.0),)
-        return (float(group["lr"]) * (group["trust"] * length / (slope + penalty) if moves else 1.0),)
+            return (lr * torch.where((length > 0) & (slope > 0), group["trust"] * length / total, 1.0),)
+        return (lr * (group["trust"] * length / total if length > 0 and slope > 0 else 1.0),)
 
     def move(self, w: Any, g: Any, v: Any, rate: Any, group: dict[str, Any]) -> None:
         "Move a tensor by its gradient and its velocity v, which is changed in place."
