@@ -24,6 +24,7 @@ from ..lab.store import shown as told, Store
 from ..lab.tasks import get_task
 from .published import PUBLICATION
 from .tables import ORIGINS, PROFILES, PROTOCOLS, _behind, _days, column_title
+from ..recipes.strategies import get_protocol
 
 # %% ../../nbs/4_workshop/16_page.ipynb #13_report-049
 @dataclass(frozen=True)
@@ -81,9 +82,6 @@ def _artifacts(out: Path, name: str) -> list[dict[str, Any]]:
 # %% ../../nbs/4_workshop/16_page.ipynb #16_page-b02
 _COUNTED = {"agrees": ("agrees", "equal"), "differs": ("differs",), "near": ("near",), "far": ("far",), "at chance": ("at chance",),
             "too few seeds": ("too few seeds",), "not run": ("not run",)}
-_DOES = {"released": "which does what the code behind the paper did", "paper": "which does what the text says"}
-
-
 def _ends(verdicts: Mapping[str, int]) -> Counter[str]:
     "Verdicts counted without the reason before near and far."
     found: Counter[str] = Counter()
@@ -104,7 +102,8 @@ def _glance_sentences(columns: Sequence[Mapping[str, Any]]) -> str:
                 judged = verdicts[word] + verdicts["far" if column["unlike"] else "differs"]
                 parts.append(f"{title}, no cell is judged" if not judged else
                              f"{title}, {verdicts[word]} of {judged} judged cells {'are near' if column['unlike'] else 'agree'}")
-        said.append(f"Protocol {protocol}, {_DOES[protocol]}: " + (f"in {'; in '.join(parts)}." if parts else "nothing was run."))
+        said.append(f"Protocol {protocol}, {get_protocol(protocol).what}: "
+                    + (f"in {'; in '.join(parts)}." if parts else "nothing was run."))
     return " ".join(said)
 
 
