@@ -107,7 +107,7 @@ def restarts(first: float, mult: float = 2) -> Schedule:
         restart.
     mult : float, at least 1, default 2
         Each cycle is this many times as long as the one before. Twice is the choice of SGDR's
-        authors that DALS-Acc takes too.
+        authors that DALS-Acc (chapter 6) takes too.
 
     Returns
     -------
@@ -469,7 +469,7 @@ def range_test(
     Examples
     --------
     >>> found = range_test(optimizer, closure)
-    >>> steepest = min(zip(found, found[5:]), key=lambda pair: pair[1][1] - pair[0][1])[0][0]
+    >>> lowest = min(found, key=lambda pair: pair[1])[0]  # a good rate lies well below: search downwards
     """
     if not (0 < low < high < math.inf and is_count(steps) and steps > 1 and 0 <= smooth < 1):
         raise ValueError("range_test needs rates that grow, at least two of them, and a memory in [0, 1): "
