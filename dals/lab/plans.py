@@ -60,13 +60,9 @@ def parse_seeds(
 def counted_seeds(
     words: Sequence[str], # such as ["5"] for five seeds, or what `parse_seeds` takes
 ) -> list[int]: # raises Refused
-    "Seeds as `benchmark` takes them: a number alone says how many, from 0 up; anything else says which."
+    "Seeds as `benchmark` takes them: a number alone says how many, from seed 0 up; anything else, and 0, says which."
     text = " ".join(words).strip()
-    if not (text.isdecimal() and len(text) < 99):
-        return parse_seeds(words)
-    if not int(text):
-        raise Refused("0 seeds leave nothing to compare: write how many, such as 5, or which, such as 0-4")
-    return parse_seeds([f"0-{int(text) - 1}"])
+    return parse_seeds([f"0-{int(text) - 1}"] if text.isdecimal() and len(text) < 99 and int(text) else words)
 
 
 def seeds_text(
