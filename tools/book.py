@@ -58,13 +58,16 @@ class Renderer(IPythonRenderer):
         self.here, self.headings = here, list[tuple[int, str, str]]() # the page; level, anchor and text of what stands on it
 
     def block_math(self, body: str) -> str:
-        return f'<div class="formula">{convert(body.strip(), display="block")}</div>'
+        return f'<div class="formula" tabindex="0">{convert(body.strip(), display="block")}</div>'
 
     def inline_math(self, body: str) -> str:
         return convert(body.strip())
 
     def block_code(self, code: str, info: str | None = None) -> str:
         return coloured(code, info or "text")
+
+    def table(self, text: str) -> str:
+        return f'<div class="wide" tabindex="0"><table>\n{text}</table></div>\n'
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
         anchor = re.sub(r"\s", "-", re.sub(r"<[^>]+>|[^\w\s-]", "", text).strip().lower())
@@ -105,7 +108,7 @@ def output(data: Any, alt: str, renderer: Renderer) -> str:
     if "text/html" in kinds:
         return f'<div class="wide" tabindex="0">{kinds["text/html"]}</div>'
     if "text/markdown" in kinds:
-        return f'<div class="wide">{MarkdownWithMath(renderer)(kinds["text/markdown"])}</div>'
+        return f'<div>{MarkdownWithMath(renderer)(kinds["text/markdown"])}</div>'
     return f"<pre tabindex=\"0\">{escape(kinds['text/plain'])}</pre>"
 
 
