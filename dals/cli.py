@@ -270,17 +270,34 @@ def _named(name: str, what: str, store: "Store") -> None:
             raise Refused(str(error)) from None
 
 
+def _is_ours(task: str) -> bool:
+    "Whether a task came with the package, drawn anew or not."
+    from dals.lab.tasks import get_task
+    try:
+        return bool(get_task(task))
+    except ValueError:
+        return False
+
+
 def publish(args: argparse.Namespace) -> int:
-    "Move local records into the published store."
+    "Move local records into the published store; those of a task of the user's own only where it is named."
     from dals.lab.store import Store
     store = Store()
     for name, what in ((args.profile, "profile"), (args.protocol, "protocol"), (args.strategy, "strategy"), (args.task, "task")):
         if name is not None:
             _named(name, what, store)
-    moved = store.publish(args.task, args.profile, args.protocol, args.strategy)
-    left = len(store.runs(args.task, args.profile, args.protocol, args.strategy, "*", where="local"))
+
+    def local() -> list["Run"]:
+        return store.runs(args.task, args.profile, args.protocol, args.strategy, "*", where="local")
+
+    tasks = {run.task for run in local()}
+    own = set() if args.task else {task for task in tasks if not _is_ours(task)}
+    moved = [path for task in sorted(tasks - own) for path in store.publish(task, args.profile, args.protocol, args.strategy)]
+    left = Counter(run.task in own for run in local())
     print(f"published {counted(len(moved), 'record')} into {os.path.relpath(store.published)}"
-          + (f"; {left} stay{'s' * (left == 1)} local, published before" if left else ""))
+          + (f"; {left[False]} stay{'s' * (left[False] == 1)} local, published before" if left[False] else "")
+          + (f"; {left[True]} of {', '.join(sorted(own))} stay{'s' * (left[True] == 1)} local: "
+             "a task of your own is published by --task alone" if own else ""))
     return 0
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-016f

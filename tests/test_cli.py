@@ -648,9 +648,12 @@ def test_status_names_the_folders_that_it_read(root, capsys):
     assert capsys.readouterr().out.splitlines()[0] == "profile paper, protocol paper, records from results and _results"
 
 
-def test_own_tasks_can_be_published_by_name(files, capsys):
+def test_own_tasks_are_published_by_name_alone(files, capsys):
     words = ["benchmark", "own.py:task", "--strategy", "Adam", "--seeds", "1", "--profile", "smoke", "--jobs", "1"]
-    assert main(words) == 0 and main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
+    assert main(words) == 0 and main(["publish", "--profile", "smoke"]) == 0 # where nobody names them, they stay where they are
+    said = capsys.readouterr().out
+    assert "published 0 records into" in said and "1 of mine stays local: a task of your own is published by --task alone" in said
+    assert main(["publish", "--task", "mine", "--profile", "smoke"]) == 0
     assert "published 1 record into" in capsys.readouterr().out
     assert main(["publish", "--task", "synthetic+draw-3"]) == 0 # a name that there is, without records
 
