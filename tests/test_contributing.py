@@ -44,13 +44,15 @@ def insert(copy, notebook, source, after):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    "The repository without its records, with the guide's strategy, protocol, task and optimizer, exported"
+    "The repository with a few of its records, and with the guide's strategy, protocol, task and optimizer, exported"
     pytest.importorskip("nbdev")
     copy = tmp_path_factory.mktemp("newcomers")
     for name in ("nbs", "dals", "tests", "tools", "docs", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=IGNORED)
     for name in ("settings.ini", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
         shutil.copy(ROOT / name, copy)
+    some = Path("results") / "synthetic" / "paper" / "paper" / "DALS"
+    shutil.copytree(ROOT / some, copy / some)
     (copy / ".venv").symlink_to(sys.prefix)
     (strategy,), (protocol,), (task,), (optimizer,) = map(cells, ("A strategy", "A protocol", "A task", "An optimizer"))
     insert(copy, "2_evidence/00_strategies.ipynb", protocol, '@strategy("DALS-Acc"')

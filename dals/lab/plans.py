@@ -62,7 +62,7 @@ def counted_seeds(
 ) -> list[int]: # raises Refused
     "Seeds as `benchmark` takes them: a number alone says how many, from seed 0 up; anything else, and 0, says which."
     text = " ".join(words).strip()
-    return parse_seeds([f"0-{int(text) - 1}"] if text.isdecimal() and len(text) < 99 and int(text) else words)
+    return parse_seeds([f"0-{int(text) - 1}"] if text.isdecimal() and len(text) < 99 and 0 < int(text) < 2 ** 64 else words)
 
 
 def seeds_text(
