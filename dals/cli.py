@@ -290,9 +290,8 @@ def publish(args: argparse.Namespace) -> int:
     def local() -> list["Run"]:
         return store.runs(args.task, args.profile, args.protocol, args.strategy, "*", where="local")
 
-    tasks = {run.task for run in local()}
-    own = set() if args.task else {task for task in tasks if not _is_ours(task)}
-    moved = [path for task in sorted(tasks - own) for path in store.publish(task, args.profile, args.protocol, args.strategy)]
+    own = set() if args.task else {task for task in {run.task for run in local()} if not _is_ours(task)}
+    moved = store.publish(args.task, args.profile, args.protocol, args.strategy, leave=own)
     left = Counter(run.task in own for run in local())
     print(f"published {counted(len(moved), 'record')} into {os.path.relpath(store.published)}"
           + (f"; {left[False]} stay{'s' * (left[False] == 1)} local, published before" if left[False] else "")

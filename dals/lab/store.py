@@ -17,7 +17,7 @@ import reprlib
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -545,10 +545,13 @@ class Store:
         profile: str | None = None, # only this profile
         protocol: str | None = None, # only this protocol
         strategy: str | None = None, # only this strategy
+        leave: Container[str] = (), # tasks that stay where they are
     ) -> list[Path]: # the new paths; raises Conflict, at the end, where a published record has other settings, and StoreError
         "Move local records into the published store. A record whose twin is published already stays local."
         moved, conflicts = [], []
         for run in self.runs(task, profile, protocol, strategy, "*", where="local"):
+            if run.task in leave:
+                continue
             source, target = self.path(run, "local"), self.path(run, "published")
             try:
                 there = self._read(target, "published")
