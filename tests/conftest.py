@@ -7,11 +7,6 @@ if "DALS_DATA_DIR" not in os.environ and beside.is_dir():
     os.environ["DALS_DATA_DIR"] = str(beside)
 
 
-def pytest_collection_modifyitems(items):
-    "Notebooks begin first: they take longest, and the last test to end should be a short one"
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
-
-
 def pytest_unconfigure(config):
     "The last line counts what passed and what failed, also where nothing did"
     reporter = config.pluginmanager.get_plugin("terminalreporter")
