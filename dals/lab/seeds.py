@@ -337,9 +337,10 @@ def stacks(
     def kind(config: Config) -> tuple[str, ...]:
         return config.task, config.strategy, config.protocol, config.profile, str(config.device), str(config.fast)
     ordered = sorted(configs, key=lambda config: (kind(config), str(config.variant), config.seed))
+    sizes = {task: at_once if faster_together(task) else 1 for task in {config.task for config in ordered}} # a model may take long to load
     found = []
     for _, some in groupby(ordered, kind):
         several = list(some)
-        size = at_once if faster_together(several[0].task) else 1
+        size = sizes[several[0].task]
         found += [several[i:i + size] for i in range(0, len(several), size)]
     return found
