@@ -87,7 +87,7 @@ def test_text_is_utf8_wherever_it_is_read_or_written():
 
 def test_ruff_and_mypy():
     run(BIN / "ruff", "check", "benchmarks", "dals", "tests", "tools")
-    run(BIN / "mypy", "--cache-dir", os.devnull)
+    run(BIN / "mypy")
 
 
 def test_every_picture_has_alt_text_and_no_notebook_ends_in_an_error():
