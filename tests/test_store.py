@@ -453,14 +453,15 @@ def print_of(strategy: str, protocol: str = "paper", **changes) -> str | None:
 def test_a_fingerprint_is_the_same_in_every_process_and_with_any_number_of_threads():
     program = ("import sys, torch; from test_store import print_of\nfrom dals.recipes.strategies import STRATEGIES\n"
                "torch.set_num_threads(2); torch.rand(3)\n"
-               "print(*(print_of(name, protocol) for protocol in ('paper', 'released') for name in STRATEGIES))")
+               "print(*(print_of(name, ('paper', 'released')[i % 2]) for i, name in enumerate(STRATEGIES)))")
     other = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=Path(__file__).parent,
                            env={**os.environ, "PYTHONHASHSEED": "7", "DNNL_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"})
     before = torch.get_rng_state()
-    here = [print_of(name, protocol) for protocol in ("paper", "released") for name in STRATEGIES]
+    here = [print_of(name, ("paper", "released")[i % 2]) for i, name in enumerate(STRATEGIES)]
     assert other.stdout.split() == here and torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
-        assert print_of("SAM") == here[list(STRATEGIES).index("SAM")]
+        i = list(STRATEGIES).index("SAM")
+        assert print_of("SAM", ("paper", "released")[i % 2]) == here[i]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
