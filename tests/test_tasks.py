@@ -209,6 +209,9 @@ def test_without_pictures_both_cifar_tasks_say_what_they_need(monkeypatch, tmp_p
     with pytest.raises(Unavailable, match="set DALS_DATA_DIR to a folder that holds cifar"):
         fit(name, "AdamW", profile="smoke")
     monkeypatch.setenv("DALS_DATA_DIR", str(tmp_path))
+    with pytest.raises(Unavailable, match="cifar10/train.parquet is missing|there is no folder cifar-10-batches-py in"):
+        fit(name, "AdamW", profile="smoke")
+    (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(Unavailable, match="cifar10/train.parquet is missing|cifar-10-batches-py is not whole"):
         fit(name, "AdamW", profile="smoke")
     found = importlib.util.find_spec

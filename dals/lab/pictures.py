@@ -62,10 +62,13 @@ def read_cifar10(budget: Budget) -> Data: # raises `Unavailable`
     need = "CIFAR-10 needs `pip install 'dals[vision]'`"
     if importlib.util.find_spec("torchvision") is None:
         raise Unavailable(f"{need}: the package torchvision is not installed.")
-    from torchvision.datasets import CIFAR10
     folder = os.environ.get("DALS_DATA_DIR")
-    there = folder or str(Path(torch.hub.get_dir()).parent / "cifar10")
     hint = "the task cifar10+jpeg stands in where cifar10/train.parquet and cifar10/test.parquet are at hand"
+    if folder and not (Path(folder) / "cifar-10-batches-py").is_dir(): # sooner than torchvision, which takes seconds to import
+        raise Unavailable(f"{need} and the canonical pictures: there is no folder cifar-10-batches-py in {folder}, "
+                          f"which DALS_DATA_DIR names ({hint}).")
+    from torchvision.datasets import CIFAR10
+    there = folder or str(Path(torch.hub.get_dir()).parent / "cifar10")
     if not folder and not Path(there).is_dir() and not answers(CIFAR10.url):
         raise Unavailable(f"{need} and the canonical pictures: set DALS_DATA_DIR to a folder that holds cifar-10-batches-py; "
                           f"{CIFAR10.url} does not answer from here ({hint}).")
