@@ -139,7 +139,8 @@ def test_the_survey_measures_a_model_once_and_again_what_did_not_run(tmp_path, m
     monkeypatch.setattr(module, "transformers_cases", lambda: []) # a list that takes seconds to make
 
     def measured(*options):
-        monkeypatch.setattr(sys, "argv", ["layers.py", "--only", "timm", "--model", "coat_tiny", "--out", str(tmp_path / "page.md"), *options])
+        words = ["layers.py", "--only", "timm", "--model", "coat_tiny", "--out", str(tmp_path / "page.md"), *options]
+        monkeypatch.setattr(sys, "argv", words)
         module.main()
         [row] = kept.read_text(encoding="utf-8").splitlines()
         return json.loads(row)

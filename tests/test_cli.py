@@ -149,7 +149,8 @@ def test_one_failing_notebook_does_not_stop_the_others(root, capsys):
 
 
 def test_a_variant_is_kept_beside_the_plain_run_and_is_another_run(root, capsys):
-    plain = ["train", "--task", "synthetic", "--protocol", "released", "--jobs", "1", "--strategy", "STLR+Discriminative", "--profile", "smoke"]
+    plain = ["train", "--task", "synthetic", "--jobs", "1", "--protocol", "released", "--strategy", "STLR+Discriminative",
+             "--profile", "smoke"]
     assert main(plain) == 0
     assert main([*plain, "--variant", "undo decay applied twice", "undo moved between epochs"]) == 0
     assert "2 of 2 runs to do" in capsys.readouterr().out

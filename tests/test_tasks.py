@@ -234,6 +234,7 @@ def test_the_canonical_pictures_come_from_torchvision(monkeypatch, tmp_path):
             return len(self.data)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     monkeypatch.setenv("DALS_DATA_DIR", str(tmp_path))
+    (tmp_path / "cifar-10-batches-py").mkdir()
     data = get_task("cifar10").load("smoke")
     picked = pixels[True][torch.arange(512) * 600 // 512]
     mean, std = picked.reshape(-1, 3).mean(0), picked.reshape(-1, 3).std(0)
