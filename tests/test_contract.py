@@ -105,7 +105,7 @@ INFOS = {info.name: info for info in (
                   optim_inputs_func=of(SGD, dict(rho=0.5), dict(rho=0.0), without="maximize"),
                   optim_error_inputs_func=errors((dict(momentum=-0.5), "Invalid momentum"), (dict(rho=-1.0), "rho must be"),
                                                  (dict(differentiable=True), "SAM does not support differentiable"),
-                                                 (dict(maximize=True), "SAM does not support maximize: minimize the negative loss"))),
+                                                 (dict(maximize=True), "SAM does not support maximize: minimise the negative loss"))),
     OptimizerInfo(grokfast, supported_impls=("foreach", "fused"), supports_fused_on=("cpu",), supports_complex=False,
                   not_og_supported_flags=TORCH[AdamW].not_og_supported_flags,
                   optim_inputs_func=of(AdamW, LR, dict(alpha=0.5), dict(lamb=0.0)),

@@ -146,7 +146,7 @@ REMEDIES = {  # torch's features that an optimizer may refuse, and what to do in
     "fused": "leave it out",
     "capturable": "keep its step out of CUDA graphs",
     "differentiable": "its step takes no part in autograd",
-    "maximize": "minimize the negative loss",
+    "maximize": "minimise the negative loss",
     "complex": "train torch.view_as_real(p)",
 }
 

@@ -218,7 +218,7 @@ class DALS(BaseOptimizer):
         Length of an update that is wanted, as a fraction of its tensor's (gamma), at rate 1 and
         without momentum.
     trust_clip : tuple of two floats, default (0.2, 5.0)
-        Smallest and largest trust ratio. (1, 1) does without one.
+        Smallest and largest trust ratio. (1, 1) switches it off.
     thresholds : tuple of two floats or None, default (0.01, 0.002)
         The phase is 0 where the loss average has fallen in this step by more than the first, as a
         fraction of itself; 1 where by more than the second; else 2. None is phase 1 throughout, and
@@ -316,7 +316,7 @@ class DALS(BaseOptimizer):
         if self.schedule is None:
             return constant
         if self.total_steps is None:
-            raise ValueError("A schedule needs total_steps, the number of updates in the run, got None; schedule=None does without.")
+            raise ValueError("A schedule needs total_steps, the number of updates in the run, got None; pass schedule=None to have none.")
         if callable(self.schedule):
             return self.schedule
         if self.schedule != "cosine":
@@ -540,7 +540,7 @@ class DALS(BaseOptimizer):
         if loss is None:
             raise RuntimeError("DALS reads the loss of every step and has had none since the last one: call optimizer.step(closure) "
                                "with a closure that returns it, or optimizer.observe(loss) before optimizer.step(); "
-                               "thresholds=None does without.")
+                               "pass thresholds=None to run without losses.")
         assert self.thresholds is not None
         ema, phase = self.param_groups[0]["loss_ema"], self.param_groups[0]["phase"]
         kernels = self._kernels()

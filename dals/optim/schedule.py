@@ -106,8 +106,8 @@ def restarts(first: float, mult: float = 2) -> Schedule:
         Length of the first cycle, as a fraction of the run. Above 1, the run ends before the first
         restart.
     mult : float, at least 1, default 2
-        Each cycle is this many times as long as the one before. Twice is the choice of SGDR's
-        authors that DALS-Acc (chapter 6) takes too.
+        Each cycle is this many times as long as the one before. 2 is one of the settings of SGDR's
+        authors, and the one that DALS-Acc (chapter 6) uses.
 
     Returns
     -------
@@ -335,7 +335,7 @@ def is_count(
 #| code-fold: true
 #| code-summary: "How groups may join late"
 class PerStep(LambdaLR):
-    """torch's LambdaLR, which groups may join that are added to the optimizer in the middle of the run.
+    """torch's LambdaLR, for optimizers to which groups are added in the middle of a run.
 
     Parameters
     ----------
@@ -449,7 +449,7 @@ def range_test(
     steps : int, at least 2, default 100
         Number of rates, the same factor apart.
     smooth : float in [0, 1), default 0.9
-        Memory of the average that smoothes the losses, corrected at its start; 0 is none.
+        Memory of the average that smooths the losses, corrected at its start; 0 is none.
 
     Returns
     -------
