@@ -754,10 +754,9 @@ def tune(args: argparse.Namespace) -> int:
     from dals.lab.store import Store
     from dals.lab.tasks import Unavailable
     from dals.lab.tuning import multiple, tune as searched
-    from dals.recipes.strategies import STRATEGIES
     if (args.file is None) == (args.task is None) or args.file and ".py" not in args.file:
         raise Refused("tune takes one task: --task NAME for one of the paper's, or FILE.py:NAME for one of your own")
-    names = [known(name, STRATEGIES, "strategy") for name in args.strategy or STRATEGIES]
+    names = args.strategy or "all"
     if args.task is not None:
         configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
         _check_data(configs)
@@ -769,7 +768,7 @@ def tune(args: argparse.Namespace) -> int:
     except RuntimeError as error: # runs of the search failed
         print(f"dals: {error}", file=sys.stderr)
         return 1
-    width = max(map(len, names))
+    width = max(len(one.strategy) for one in found)
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")
     for one in found:
         print(f"{one.strategy.ljust(width)}  {multiple(one.step):23.3g}  {one.lr:6.2g}  "

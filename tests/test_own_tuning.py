@@ -16,7 +16,7 @@ from dals.lab.compare import known_as_registered, load_task
 from dals.lab.store import Conflict, Store
 from dals.lab.tasks import get_task
 from dals.lab.tuning import NEAR, TUNING_SEEDS, chosen, multiple, proposed, refined, tune, variant_of
-from dals.recipes.strategies import PAPER
+from dals.recipes.strategies import PAPER, STRATEGIES
 
 TRIO = ["Fixed SGD", "AdamW", "DALS"]
 FILE = """
@@ -218,6 +218,22 @@ def test_a_model_that_cannot_do_with_what_is_left_is_told_so(tmp_path):
 def test_on_the_command_line_a_fault_is_one_sentence(searched, capsys, words, says):
     assert main(["tune", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_strategies_that_the_file_registers_are_tuned_too(tmp_path, monkeypatch, capsys):
+    for names in (STRATEGIES, PAPER.compositions, *PAPER.settings.values()):
+        monkeypatch.setitem(names, "Plain", None) # so that it is taken out again
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.py").write_text(FILE + """
+from dals.optim.schedule import constant
+from dals.recipes.strategies import strategy
+
+@strategy("Plain", "home-made", "SGD", "nobody's", scratch={"lr": 0.1}, finetune={"lr": 0.1})
+def plain(model, plan, *, lr):
+    return torch.optim.SGD(model.parameters(), lr), constant
+""", encoding="utf-8")
+    assert main(["tune", "more.py:task", "--strategy", "Plain", "--jobs", "1"]) == 0
+    assert [*printed(capsys.readouterr().out)] == ["Plain"]
 
 
 def test_a_multiple_has_a_name_as_far_as_a_search_goes():

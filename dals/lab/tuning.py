@@ -173,7 +173,7 @@ def run_missing(
 
 def tune(
     task: str | Task, # a name of `TASKS`; or one of your own: what `own_task` made, or where it is, "my_task.py:task"
-    strategies: Sequence[str] = tuple(STRATEGIES), # names of `STRATEGIES`
+    strategies: Sequence[str] | str = "all", # names of `STRATEGIES`, one of them, or "all"
     store: Store | None = None, # where the search is kept; None: the usual one
     *,
     profile: str = "paper", # which budget
@@ -183,14 +183,16 @@ def tune(
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> list[Choice]: # one for each strategy
     "Spend the budget of every strategy on a task, except for what the store has, and say what it found"
-    store, names = store or Store(), [get_strategy(name).name for name in strategies]
-    if isinstance(task, Task) or ".py" in task:
-        where = None if isinstance(task, Task) else os.path.abspath(task) # now: what is in the file may change the folder
-        own = task if isinstance(task, Task) else load_task(task)
+    store, where = store or Store(), None
+    if isinstance(task, str) and ".py" in task: # before the names: strategies may be registered there
+        where, task = os.path.abspath(task), load_task(task)
+    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
+    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
+    if isinstance(task, Task):
         find_device(device)
-        check(own, profile, "paper", names)
-        with known_as_registered(own):
-            return _searched(own, where, names, store, profile, device, jobs, progress)
+        check(task, profile, "paper", names)
+        with known_as_registered(task):
+            return _searched(task, where, names, store, profile, device, jobs, progress)
 
     def spend(steps: Callable[[str], Iterable[int]]) -> None:
         run_missing([replace(config, device=device, fast=fast) for name in names for config in trials(task, name, steps(name), profile)],
