@@ -12,7 +12,7 @@ from dals.paper.tables import pooled, verdict
 from dals.recipes.strategies import get_strategy
 from task import UNLIKE, task
 
-PROTOCOL = PROFILE = "paper"  # the records that count: `dals benchmark` makes them with these
+PROTOCOL, PROFILE = "paper", "paper"  # whose rates, and which budget: the records that count
 RULE = (
     "Accuracies are those of the last epoch, in percent; a run that diverged counts as 0. A number is one run of the paper's: it agrees "
     "where one more run of ours would fall within the 95 % prediction interval about our mean, with one standard deviation for the whole "
@@ -79,9 +79,10 @@ def decide(rows, store):
             said.append(f"{row.where}: no number of seeds up to {LIMIT} would decide it at this mean and spread.")
             continue
         names, seeds = row.what.split(" - "), first_seeds(row.decides)
-        todo = [Config(task.name, name, seed) for seed in seeds for name in names if (name, seed) not in done]
+        todo = [Config(task.name, name, seed, PROTOCOL, PROFILE) for seed in seeds for name in names if (name, seed) not in done]
         with known_as_registered(task):
             price = cost_text(todo, runs)
-        command = " ".join(["dals benchmark task.py:task --strategy", *(f'"{name}"' for name in names), "--seeds", seeds_text(seeds)])
+        which = " ".join(f'"{name}"' for name in names)
+        command = f"dals benchmark task.py:task --protocol {PROTOCOL} --strategy {which} --seeds {seeds_text(seeds)}"
         said.append(f"{row.where}: by estimate {row.decides} seeds would decide it, {row.decides - row.seeds} more, {price}: `{command}`")
     return said
