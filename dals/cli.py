@@ -752,15 +752,26 @@ def tune(args: argparse.Namespace) -> int:
     "Look for the rate of each strategy with the same budget, except for what the store has, and print what was found."
     import statistics
     from dals.lab.store import Store
-    from dals.lab.tuning import multiple, rates, tune as searched
-    configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
-    _check_data(configs)
-    names = [config.strategy for config in configs]
-    found = searched(args.task, names, Store(), profile=args.profile, device=args.device, fast=args.fast, jobs=args.jobs)
-    width = max(map(len, names))
+    from dals.lab.tasks import Unavailable
+    from dals.lab.tuning import multiple, tune as searched
+    if (args.file is None) == (args.task is None) or args.file and ".py" not in args.file:
+        raise Refused("tune takes one task: --task NAME for one of the paper's, or FILE.py:NAME for one of your own")
+    names = args.strategy or "all"
+    if args.task is not None:
+        configs = plan([args.task], args.strategy, [42], profile=args.profile, device=args.device, fast=args.fast)
+        _check_data(configs)
+        names = [config.strategy for config in configs]
+    try:
+        found = searched(args.task or args.file, names, Store(), profile=args.profile, device=args.device, fast=args.fast, jobs=args.jobs)
+    except (Unavailable, ValueError) as error:
+        raise Refused(str(error)) from None
+    except RuntimeError as error: # runs of the search failed
+        print(f"dals: {error}", file=sys.stderr)
+        return 1
+    width = max(len(one.strategy) for one in found)
     print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")
     for one in found:
-        print(f"{one.strategy.ljust(width)}  {multiple(one.step):23.3g}  {rates(args.task, one.strategy, one.step)['lr']:6.2g}  "
+        print(f"{one.strategy.ljust(width)}  {multiple(one.step):23.3g}  {one.lr:6.2g}  "
               f"{statistics.fmean(one.scores[one.step]):11.2f}" + "  at the edge of what was tried" * one.edge)
     return 0
 
@@ -880,8 +891,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--pick", type=int, metavar="S", help="seed of the choice; another choice every time if left out")
     sub = add(replay, "walk trajectories of the released optimizers again, and compare")
     sub.add_argument("file", metavar="FILE", help="such as tests/golden.json")
-    sub = add(tune, "look for the rate of each strategy, with the same budget for all; then train --protocol tuned knows them")
-    sub.add_argument("--task", required=True, metavar="T", help="name of a task")
+    sub = add(tune, "look for the rate of each strategy, with the same budget for all; then --protocol tuned knows them")
+    sub.add_argument("file", nargs="?", metavar="FILE.py:NAME", help="where a task of your own is, such as my_task.py:task")
+    sub.add_argument("--task", metavar="T", help="name of a task, in its place")
     sub.add_argument("--strategy", nargs="+", metavar="S", help="names of strategies, quoted; all 18 if left out")
     budget(sub)
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")

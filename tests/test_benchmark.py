@@ -282,7 +282,7 @@ def test_a_task_in_a_file_trains_in_two_processes_as_it_does_here(root, capsys):
     there = Store().runs("mine")
     assert {(run.strategy, run.seed): run.history for run in here.runs} == {(run.strategy, run.seed): run.history for run in there}
     page = (root / "_page" / "mine.md").read_text(encoding="utf-8")
-    assert page.startswith("# mine\n\n| strategy |") and page.count("\n| ") == 4
+    assert page.startswith("# mine\n\nUntuned: ") and "\n\n| strategy |" in page and page.count("\n| ") == 4
     for name in ("curves", "cost"):
         assert (root / "_page" / f"mine_{name}.png").read_bytes().startswith(b"\x89PNG")
         about = json.loads((root / "_page" / f"mine_{name}.json").read_text(encoding="utf-8"))
@@ -303,7 +303,7 @@ def test_a_script_gives_its_own_task_to_its_workers(root):
     (root / "script.py").write_text(script, encoding="utf-8")
     done = subprocess.run([sys.executable, "script.py"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("strategy") and len(records(root)) == 2
+    assert done.stdout.splitlines()[2].startswith("strategy") and len(records(root)) == 2
 
 
 @pytest.mark.parametrize("words, says", [

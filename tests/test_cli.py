@@ -440,7 +440,7 @@ def files(root) -> Path:
     ("benchmark empty.py:task", "empty.py makes no task"),
     ("benchmark base.py:task", "base.py, line 2: Odd: a b"),
     ("benchmark reads.py:task", "reading the data fails: IndexError"),
-    ("benchmark own.py:task --protocol tuned", "Protocol 'tuned' has no rates of its own"),
+    ("benchmark own.py:task --protocol tuned --seeds 7,1000", "Seed 1000 was used to choose the rates"),
     ("benchmark own.py:task --device ''", "no device ''"),
     ("benchmark own.py:task --device cuda:99", "no device 'cuda:99'"),
     ("benchmark own.py:task --strategy Adam --seeds 0 --profile smoke --out ''", "--out is the name of a folder"),

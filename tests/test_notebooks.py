@@ -6,7 +6,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {"1_generations": 8, "2_evidence": 10, "3_use": 4, "4_workshop": 22} # and how many chapters each has
+PARTS = {"1_generations": 8, "2_evidence": 10, "3_use": 4, "4_workshop": 23} # and how many chapters each has
 CHAPTERS = [*(ROOT / "nbs").glob("*.ipynb"), *(path for part in PARTS for path in sorted((ROOT / "nbs" / part).glob("*.ipynb")))]
 EXPERIMENTS = sorted(p for p in (ROOT / "nbs" / "experiments").glob("*.ipynb"))
 

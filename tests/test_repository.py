@@ -73,7 +73,7 @@ def without_encoding(source):
 def test_text_is_utf8_wherever_it_is_read_or_written():
     assert [*without_encoding("open(a)\nb.read_text()\nc.open('w')\nopen(d, mode='r')\nopen(e, 'rb')\nos.open(f, 1)")] == [
         "open(a)", "b.read_text()", "c.open('w')", "open(d, mode='r')"]
-    for folder in ("benchmarks", "dals", "tests", "tools"):
+    for folder in ("benchmarks", "dals", "template", "tests", "tools"):
         for name, source in texts(ROOT / folder, "*.py").items():
             assert not [*without_encoding(source)], f"{folder}/{name}"
     for name, text in texts(ROOT / "nbs", "*.ipynb").items():
@@ -86,7 +86,7 @@ def test_text_is_utf8_wherever_it_is_read_or_written():
 
 
 def test_ruff_and_mypy():
-    run(BIN / "ruff", "check", "benchmarks", "dals", "tests", "tools")
+    run(BIN / "ruff", "check", "benchmarks", "dals", "template", "tests", "tools")
     run(BIN / "mypy")
 
 

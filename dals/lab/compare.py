@@ -575,7 +575,7 @@ def _sentences(task: str, runs: Sequence[Run], rows: Sequence[Row], target: floa
     run = runs[0]
     top, config = rows[0], run.config
     said = [f"Task {task}: {config['epochs']} epochs of {run.data['train']} examples in batches of {config['batch_size']}, tested "
-            f"on {run.data['test']}; protocol {run.protocol}, whose rates nobody tuned for this task. Equal for all are epochs and "
+            f"on {run.data['test']}; protocol {run.protocol}. Equal for all are epochs and "
             f"batches, not gradients or time. Times are those of {' and of '.join(sorted({other.device for other in runs}))}."]
     if top.final is None:
         return [*said, "No run finished an epoch."]
@@ -603,6 +603,14 @@ def _as_markdown(heads: list[str], rows: list[list[str]], notes: list[str]) -> s
     from dals.lab.render import no_html, table_cell
     lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *(list(map(table_cell, row)) for row in rows)]
     return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes), ""]))
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-852
+def _first_line(protocol: str) -> str:
+    "What a reader must know before the table"
+    if protocol == "tuned":
+        return "Tuned: every strategy runs at the rate that it chose, with one budget for all, on examples held out of the training part."
+    return (f"Untuned: the rates are those of protocol {protocol}, which nobody tuned for this task, so the order is mostly one of rates; "
+            "tuned=True, or --protocol tuned, lets every strategy search for its own.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-833
 def _colour(generation: str) -> str:
@@ -708,6 +716,7 @@ class Comparison:
     runs: list[Run] # every run behind it
     target: float # accuracy in percent that `Row.epochs` and `Row.wait` are about
     failed: dict[Key, str] = field(default_factory=dict) # runs that came to nothing, with the reason
+    search: Sequence[str] = () # what is said of the search for their rates
 
     @property
     def rows(self) -> list[Row]:
@@ -720,21 +729,20 @@ class Comparison:
 
     def notes(self) -> list[str]:
         "The sentences under the table"
-        return _sentences(self.task, self.runs, self.rows, self.target, len(self.failed))
+        return [*_sentences(self.task, self.runs, self.rows, self.target, len(self.failed)), *self.search]
 
     def __str__(self) -> str:
-        return _as_text(*self.cells(), self.notes())
-
+        return f"{_first_line(self.runs[0].protocol)}\n\n{_as_text(*self.cells(), self.notes())}"
     __repr__ = __str__
 
     def markdown(self) -> str:
         "The table and its sentences as Markdown, without HTML"
-        return _as_markdown(*self.cells(), self.notes())
+        return f"{_first_line(self.runs[0].protocol)}\n\n{_as_markdown(*self.cells(), self.notes())}"
 
     def _repr_html_(self) -> str:
         from dals.lab.render import simple_table, styled
         heads, rows = self.cells()
-        return styled(simple_table(f"{len(rows)} strategies on task {self.task}", heads, rows, " ".join(self.notes())))
+        return styled(simple_table(_first_line(self.runs[0].protocol), heads, rows, " ".join(self.notes())))
 
     def curves(self) -> Figure:
         "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
@@ -806,9 +814,13 @@ def _train_missing(
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-844
 def _benchmark(
     task: Task | str, strategies: Sequence[str] | str, seeds: int | Iterable[int], jobs: int, target: float | None, protocol: str,
-    profile: str, device: str | None, store: Store, progress: Callable[[str], object] | None,
+    profile: str, device: str | None, store: Store, progress: Callable[[str], object] | None, tuned: bool,
 ) -> Comparison:
     "What `benchmark` does"
+    from dals.lab.tuning import searched_configs
+    if tuned and protocol not in ("paper", "tuned"):
+        raise ValueError(f"tuned rates are multiples of the paper's, not of those of protocol {protocol}: leave one of the two out.")
+    tuned = tuned or protocol == "tuned"
     if target is not None and not 0 <= target <= 100:
         raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
     if importlib.util.find_spec("scipy") is None:
@@ -821,9 +833,12 @@ def _benchmark(
     if not names or not numbers:
         raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
     find_device(device)
-    data = check(task, profile, protocol, names)
+    data, protocol = check(task, profile, "paper" if tuned else protocol, names), "tuned" if tuned else protocol
     configs = [Config(task.name, name, seed, protocol, profile, device=device, fast=False) for seed in numbers for name in names]
     with known_as_registered(task):
+        search: list[str] = []
+        if tuned:
+            configs, search = searched_configs(task, where, names, numbers, store, profile, device, jobs, progress)
         _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
         failed = _train_missing(task, where, data, configs, store, jobs, progress)
     found = [store.get(task.name, profile, protocol, name, seed) for name in names for seed in numbers]
@@ -831,7 +846,7 @@ def _benchmark(
     if not runs:
         reason = next(iter(failed.values()), "they are at work elsewhere").splitlines()[0]
         raise RuntimeError(f"none of the {len(configs)} runs came to an end: {reason}")
-    return Comparison(task.name, runs, default_target(runs) if target is None else target, failed)
+    return Comparison(task.name, runs, default_target(runs) if target is None else target, failed, search)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-845
 def benchmark(
@@ -846,6 +861,7 @@ def benchmark(
     device: str | None = None,
     store: Store | None = None,
     progress: Callable[[str], object] | None = print,
+    tuned: bool = False,
 ) -> Comparison:
     """Train strategies on a task with several seeds, except for runs that the store has, and compare them.
 
@@ -870,6 +886,8 @@ def benchmark(
         Where runs are kept. None is `_results`, beside settings.ini or else in the current folder.
     progress : function or None, default print
         Gets one line per finished run. None is silence.
+    tuned : bool, default False
+        Whether every strategy first searches for its rate, on held-out training examples (chapter 2.8).
 
     Returns
     -------
@@ -889,4 +907,4 @@ def benchmark(
     >>> found = benchmark(task, ["Fixed SGD", "AdamW", "DALS"], seeds=5)  # doctest: +SKIP
     >>> print(found)  # doctest: +SKIP
     """
-    return _benchmark(task, strategies, seeds, jobs, target, protocol, profile, device, store or Store(), progress)
+    return _benchmark(task, strategies, seeds, jobs, target, protocol, profile, device, store or Store(), progress, tuned)

@@ -153,7 +153,8 @@ def get_task(name: str) -> Task: # raises `ValueError` that names the tasks
         return lookup(TASKS, name, "task")
     if name.endswith("+validation"):
         task = get_task(name.removesuffix("+validation"))
-        return replace(validation(task, max(500, task.profiles["paper"].train_examples // 10)), name=name)
+        examples = task.profiles["paper"].train_examples
+        return replace(validation(task, min(max(500, examples // 10), examples // 4)), name=name)
     base, mark, number = name.partition("+draw-")
     task = lookup(TASKS, base, "task")
     if not mark:

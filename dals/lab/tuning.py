@@ -5,23 +5,32 @@
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-003
 from __future__ import annotations
 
+import json
 import math
+import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+from torch.nn import functional as F
+
+from ..optim.schedule import range_test
 from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy
-from .compare import first_epoch
-from .records import Config, Run
+from .compare import _fixed, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
+from .files import read_file, write_new
+from .records import Config, Key, Run
 from .store import Store
 from .sweep import sweep
-from .training import settings
+from .tasks import get_task, Task
+from .training import find_device, planned, seed_everything, settings
 
 # %% auto #0
-__all__ = ['COARSE', 'TUNING_SEEDS', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice', 'best_step', 'refined',
-           'score', 'scores_of', 'choice', 'run_missing', 'tune', 'tuned_configs', 'reported', 'gradients_to',
-           'performance_profile']
+__all__ = ['COARSE', 'TUNING_SEEDS', 'NEAR', 'BASES', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice',
+           'best_step', 'refined', 'score', 'scores_of', 'chosen', 'choice', 'run_missing', 'tune', 'tuned_configs',
+           'reported', 'proposed', 'searched_configs', 'gradients_to', 'performance_profile']
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-008
 COARSE = tuple(range(-8, 9, 2)) # quarters of a decade: nine multiples of the text's rate, from 0.01 to 100
@@ -78,11 +87,13 @@ class Choice(NamedTuple):
     strategy: str # a name of `STRATEGIES`
     step: int # quarters of a decade between the text's rate and the best
     scores: dict[int, list[float]] # step -> held-out accuracy after the last epoch, one for each tuning seed; 0: diverged
+    coarse: Sequence[int] = COARSE # the steps that were tried first
+    lr: float | None = None # the rate itself; None where nobody looked it up
 
     @property
     def edge(self) -> bool:
         "Whether the best lies at the end of what was tried, so that a better one may lie beyond"
-        return abs(self.step) >= max(COARSE)
+        return not min(self.coarse) < self.step < max(self.coarse)
 
 
 def best_step(
@@ -94,9 +105,10 @@ def best_step(
 
 def refined(
     scores: Mapping[int, Sequence[float]], # of the coarse steps
+    coarse: Sequence[int] = COARSE, # which those are
 ) -> tuple[int, int]:
     "The two steps around the best of the coarse ones"
-    step = best_step({step: scores[step] for step in COARSE})
+    step = best_step({step: scores[step] for step in coarse})
     return step - 1, step + 1
 
 
@@ -118,6 +130,19 @@ def scores_of(
     return {step: [found[step][seed] for seed in TUNING_SEEDS] for step in sorted(found) if found[step].keys() == set(TUNING_SEEDS)}
 
 
+def chosen(
+    strategy: str, # a name of `STRATEGIES`
+    runs: Iterable[Run], # of its search
+    coarse: Sequence[int] = COARSE, # the steps that had to be tried first
+) -> Choice: # raises `ValueError` where the search is not complete
+    "The best rate by the runs of a search"
+    scores = scores_of(runs)
+    if not ({*coarse} <= scores.keys() and {*refined(scores, coarse)} <= scores.keys()):
+        raise ValueError(f"the search of {strategy} is not complete")
+    kept = {step: scores[step] for step in sorted({*coarse, *refined(scores, coarse)})}
+    return Choice(strategy, best_step(kept), kept, coarse)
+
+
 def choice(
     task: str, # a name of `TASKS`
     strategy: str, # a name of `STRATEGIES`
@@ -125,11 +150,12 @@ def choice(
     profile: str = "paper", # which budget
 ) -> Choice: # raises `ValueError` where the search is not complete
     "The rate of a strategy on a task, by the records of its search"
-    scores = scores_of(store.runs(f"{task}+validation", profile, "tuned", strategy, "*"))
-    if not ({*COARSE} <= scores.keys() and {*refined(scores)} <= scores.keys()):
-        raise ValueError(f"{strategy} has not been tuned on {task} ({profile}): run `dals tune --task {task} --profile {profile}`.")
-    kept = {step: scores[step] for step in sorted({*COARSE, *refined(scores)})}
-    return Choice(strategy, best_step(kept), kept)
+    try:
+        found = chosen(strategy, store.runs(f"{task}+validation", profile, "tuned", strategy, "*"))
+        return found._replace(lr=rates(task, strategy, found.step)["lr"])
+    except ValueError:
+        words = f"dals tune --task {task} --profile {profile}"
+        raise ValueError(f"{strategy} has not been tuned on {task} ({profile}): run `{words}`.") from None
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-020
 def run_missing(
@@ -146,8 +172,8 @@ def run_missing(
 
 
 def tune(
-    task: str, # a name of `TASKS`
-    strategies: Sequence[str] = tuple(STRATEGIES), # names of `STRATEGIES`
+    task: str | Task, # a name of `TASKS`; or one of your own: what `own_task` made, or where it is, "my_task.py:task"
+    strategies: Sequence[str] | str = "all", # names of `STRATEGIES`, one of them, or "all"
     store: Store | None = None, # where the search is kept; None: the usual one
     *,
     profile: str = "paper", # which budget
@@ -157,7 +183,16 @@ def tune(
     progress: Callable[[str], object] | None = print, # gets a line for what is finished; None: silence
 ) -> list[Choice]: # one for each strategy
     "Spend the budget of every strategy on a task, except for what the store has, and say what it found"
-    store, names = store or Store(), [get_strategy(name).name for name in strategies]
+    store, where = store or Store(), None
+    if isinstance(task, str) and ".py" in task: # before the names: strategies may be registered there
+        where, task = os.path.abspath(task), load_task(task)
+    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
+    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
+    if isinstance(task, Task):
+        find_device(device)
+        check(task, profile, "paper", names)
+        with known_as_registered(task):
+            return _searched(task, where, names, store, profile, device, jobs, progress)
 
     def spend(steps: Callable[[str], Iterable[int]]) -> None:
         run_missing([replace(config, device=device, fast=fast) for name in names for config in trials(task, name, steps(name), profile)],
@@ -191,6 +226,113 @@ def reported(
         if run.seed not in (*TUNING_SEEDS, PAPER_SEED) and run.variant is None and run.strategy in found:
             found[run.strategy][run.seed] = score(run)
     return found
+
+# %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-036
+NEAR = (-4, -2, 0, 2, 4) # quarters of a decade about the proposal of a range test: five multiples, over two decades
+BASES = {"SGD": "Fixed SGD", "Adam": "Adam"} # family -> whose range test speaks for it
+
+
+def proposed(
+    found: Sequence[tuple[float, float]], # rates and losses, as `range_test` returns them
+    lr: float, # the text's rate
+) -> int: # quarters of a decade; at most two decades
+    "The step half a decade below the rate of the lowest loss"
+    if not found: # the first loss was infinite
+        return min(COARSE)
+    rate, _ = min(found, key=lambda pair: pair[1])
+    return max(min(COARSE), min(max(COARSE), round(4 * math.log10(rate / lr)) - 2))
+
+
+def _climbed(task: Task, strategy: str, lr: float, profile: str, device: str | None) -> list[tuple[float, float]]:
+    "The range test of a strategy on a task, from a thousandth of a rate to a thousand times as much"
+    budget, place = task.budget(profile), find_device(device)
+    setting, _ = planned(task, get_strategy(strategy), "paper", profile, {})
+    with _fixed():
+        seed_everything(TUNING_SEEDS[0])
+        model, train = task.model().to(place), task.load(profile).train.to(place)
+        optimizer, _ = get_strategy(strategy).build(model, total_steps=1000, steps_per_epoch=1000, **setting)
+        for group in optimizer.param_groups: # where a schedule warms up, the first rate is 0
+            group["lr"] = group.get("initial_lr", group["lr"])
+
+        def drawn() -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+            while True:
+                yield from train.take(task.order(train, budget.batch_size)).batches(budget.batch_size)
+        batches = drawn()
+
+        def closure() -> torch.Tensor:
+            inputs, labels = next(batches)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(task.logits(model, *inputs), labels)
+            loss.backward()
+            return loss
+        return range_test(optimizer, closure, lr / 1000, lr * 1000, steps=150)
+
+# %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-040
+def _proposal(twin: Task, strategy: str, fingerprint: str, store: Store, profile: str, device: str | None) -> int:
+    "Where the search of a strategy begins, by the range test of its family, which is kept in the store"
+    base = BASES.get(get_strategy(strategy).family, strategy)
+    path = store.path(Key(twin.name, profile, "tuned", base, TUNING_SEEDS[0])).with_suffix(".range.json")
+    lr = settings(Config(twin.name, base, profile=profile))["hyperparameters"]["lr"]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if (kept := json.loads(read_file(path)))["fingerprint"] == fingerprint:
+            return proposed(kept["found"], lr)
+    found = _climbed(twin, base, lr, profile, device)
+    write_new(path, json.dumps({"fingerprint": fingerprint, "found": found}), replace=True)
+    return proposed(found, lr)
+
+
+def _searched(
+    task: Task, # anybody's, which `check` has seen
+    where: str | None, # the whole path of its file and its name; None for an object
+    strategies: Sequence[str], store: Store, profile: str, device: str | None, jobs: int, progress: Callable[[str], object] | None,
+) -> list[Choice]: # one for each strategy; raises `RuntimeError` where runs failed
+    "Spend the budget of every strategy on somebody's own task, known as registered, except for what the store has"
+    twin = get_task(f"{task.name}+validation")
+    try:
+        data = check(replace(twin, name=f"{task.name}-validation"), profile, "paper", strategies)
+    except ValueError as error:
+        raise ValueError(f"without the {len(twin.load(profile).test)} examples that are held out to choose the rates: {error}") from None
+    _no_strangers(task, data, store.runs(twin.name, profile, "tuned", variant="*"), store)
+    coarse = {name: tuple(_proposal(twin, name, data.fingerprint, store, profile, device) + step for step in NEAR) for name in strategies}
+
+    def runs(name: str) -> list[Run]:
+        return store.runs(twin.name, profile, "tuned", name, "*")
+
+    def spend(steps: Callable[[str], Iterable[int]]) -> None:
+        configs = [replace(config, device=device, fast=False) for name in strategies
+                   for config in trials(task.name, name, steps(name), profile)]
+        if failed := _train_missing(task, where, data, configs, store, jobs, progress):
+            raise RuntimeError(f"{len(failed)} of {len(configs)} runs of the search failed, the first one with "
+                               + next(iter(failed.values())).splitlines()[0])
+    spend(lambda name: coarse[name])
+    spend(lambda name: refined(scores_of(runs(name)), coarse[name]))
+    found = [chosen(name, runs(name), coarse[name]) for name in strategies]
+    return [one._replace(lr=rates(task.name, one.strategy, one.step)["lr"]) for one in found]
+
+# %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-041
+def searched_configs(
+    task: Task, # anybody's, which `check` has seen, known as registered
+    where: str | None, # the whole path of its file and its name; None for an object
+    strategies: Sequence[str], # names of `STRATEGIES`
+    seeds: Sequence[int], # none of `TUNING_SEEDS`
+    store: Store, # where the search is kept
+    profile: str, # which budget
+    device: str | None, # None is the CPU
+    jobs: int, # processes, one thread each
+    progress: Callable[[str], object] | None, # gets a line for what is finished; None: silence
+) -> tuple[list[Config], list[str]]: # raises `ValueError` where a seed was used for the search, `RuntimeError` where runs of it failed
+    "The runs that report what a search made of some strategies, after the search, and what is said of it under the table"
+    if used := sorted({*seeds} & {*TUNING_SEEDS}):
+        raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
+    found = {one.strategy: one for one in _searched(task, where, strategies, store, profile, device, jobs, progress)}
+    own = {name: rates(task.name, name, one.step) for name, one in found.items()}
+    held = len(get_task(f"{task.name}+validation").load(profile).test)
+    said = [f"Each rate is the best of {len(NEAR) + 2} multiples of the paper's, by {len(TUNING_SEEDS)} runs each with other seeds, on "
+            f"{held} examples held out of the training part: "
+            + ", ".join(f"{name} {one.lr:.2g} (×{multiple(one.step):.3g})" for name, one in found.items()) + "."]
+    if edge := [name for name, one in found.items() if one.edge]:
+        said.append(f"At the end of what was tried, so that a better rate may lie beyond: {', '.join(edge)}.")
+    return [Config(task.name, name, seed, "tuned", profile, own[name], device=device, fast=False) for seed in seeds for name in found], said
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-028
 def gradients_to(
