@@ -7,6 +7,11 @@ if "DALS_DATA_DIR" not in os.environ and beside.is_dir():
     os.environ["DALS_DATA_DIR"] = str(beside)
 
 
+def pytest_collection_modifyitems(items):
+    "The notebooks first, since each takes many seconds: begun last, one would keep a worker busy while the others wait"
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def pytest_unconfigure(config):
     "The last line counts what passed and what failed, also where nothing did"
     reporter = config.pluginmanager.get_plugin("terminalreporter")
