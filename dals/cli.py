@@ -122,7 +122,7 @@ def engine(
     try:
         from distributed import Client
     except ModuleNotFoundError:
-        raise Refused("--engine dask needs the package distributed: pip install '.[cluster]' brings it") from None
+        raise Refused("--engine dask needs the package distributed: pip install 'dals[cluster]' brings it") from None
     try:
         client = Client(address, timeout=10)
     except Exception as error: # nobody listens, no address, no certificates, or a way that is not installed
@@ -784,7 +784,7 @@ def benchmark(args: argparse.Namespace) -> int:
     if args.out is not None:
         _can_hold_files(args.out)
         if importlib.util.find_spec("matplotlib") is None:
-            raise Refused("--out draws pictures, which needs the package matplotlib: pip install '.[report]' brings it")
+            raise Refused("--out draws pictures, which needs the package matplotlib: pip install 'dals[report]' brings it")
     try:
         result = compared(args.task, args.strategy or "all", counted_seeds(args.seeds), jobs=args.jobs, target=args.target,
                           protocol=args.protocol, profile=args.profile, device=args.device)
@@ -924,6 +924,7 @@ def main(
         if not 1 <= getattr(args, "jobs", 1) <= MOST_JOBS:
             raise Refused(f"--jobs is the number of processes, at most {MOST_JOBS} and at least 1, not {args.jobs}")
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to initialize NumPy") # says torch where there is none; nothing here misses it
             warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
             return args.run(args)
     except Refused as error:
@@ -936,7 +937,7 @@ def main(
         if "--debug" in words:
             traceback.print_exc()
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("dals"):
-            return _said(f"this command needs the package {error.name}: pip install '.[all]' brings it", 2)
+            return _said(f"this command needs the package {error.name}: pip install 'dals[all]' brings it", 2)
         from dals.lab.store import Conflict, NewerRecord, StoreError
         if isinstance(error, (Conflict, NewerRecord)):
             return _said(error, 1)

@@ -369,7 +369,7 @@ def test_a_cluster_without_its_package_is_one_sentence(root, capsys, monkeypatch
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main(["train", "--task", "synthetic", "--profile", "smoke", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"]) == 2
     out, err = capsys.readouterr()
-    assert err == "dals: --engine dask needs the package distributed: pip install '.[cluster]' brings it\n" and not records(root)
+    assert err == "dals: --engine dask needs the package distributed: pip install 'dals[cluster]' brings it\n" and not records(root)
 
 
 OWN = """
@@ -594,7 +594,7 @@ def test_what_nobody_foresaw_is_one_sentence_and_debug_shows_where(root, capsys,
                                 (KeyboardInterrupt(), 130, "dals: interrupted; the same command goes on from here\n"),
                                 (BrokenPipeError(32, "Broken pipe"), 2, "dals: Broken pipe\n"), # not of our output, which is read
                                 (ModuleNotFoundError("no tqdm", name="tqdm"), 2,
-                                 "dals: this command needs the package tqdm: pip install '.[all]' brings it\n")):
+                                 "dals: this command needs the package tqdm: pip install 'dals[all]' brings it\n")):
         fails(error)
         assert main(["status"]) == status and capsys.readouterr().err == says
     fails(SystemExit(7))
