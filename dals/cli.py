@@ -776,7 +776,7 @@ def benchmark(args: argparse.Namespace) -> int:
             raise Refused("--out draws pictures, which needs the package matplotlib: pip install '.[report]' brings it")
     try:
         result = compared(args.task, args.strategy or "all", counted_seeds(args.seeds), jobs=args.jobs, target=args.target,
-                          protocol=args.protocol, profile=args.profile, device=args.device)
+                          protocol=args.protocol, profile=args.profile, device=args.device, fast=args.fast)
     except (Unavailable, ValueError) as error:
         raise Refused(str(error)) from None
     except RuntimeError as error: # every run failed
@@ -892,10 +892,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", nargs="+", default=["5"], metavar="S", help="how many, such as 5, or which, such as 0-4")
     budget(sub)
     protocol(sub)
-    sub.add_argument("--target", type=float, metavar="PERCENT", help="accuracy whose time is told; what Fixed SGD ends with if left out")
+    sub.add_argument("--target", type=float, metavar="SCORE", help="in percent for accuracy: whose time is told; what Fixed SGD ends with if left out")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")
     sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
-    sub.add_argument("--out", metavar="FOLDER", help="where the table as Markdown and the pictures go, too")
+    sub.add_argument("--fast", action="store_true", help="compile the model; on CUDA replay its passes as graphs, too")
+    sub.add_argument("--out", metavar="FOLDER", help="where the table goes as Markdown, CSV and JSON, and the pictures")
     return top
 
 
