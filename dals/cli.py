@@ -892,7 +892,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", nargs="+", default=["5"], metavar="S", help="how many, such as 5, or which, such as 0-4")
     budget(sub)
     protocol(sub)
-    sub.add_argument("--target", type=float, metavar="SCORE", help="in percent for accuracy: whose time is told; what Fixed SGD ends with if left out")
+    sub.add_argument("--target", type=float, metavar="SCORE",
+                     help="whose time is told, in percent for accuracy; what Fixed SGD ends with if left out")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")
     sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
     sub.add_argument("--fast", action="store_true", help="compile the model; on CUDA replay its passes as graphs, too")

@@ -128,7 +128,7 @@ def _one_batch(
     if sizes := [len(x) for x in one if len(x) != len(answer)]:
         raise ValueError(f"{where} has {sizes[0]} inputs and {len(answer)} labels: each input needs its label.")
     if first and names != first.names:
-        raise ValueError(f"{where} has the inputs {names}, batch 1 of train has {first.names}: give all batches the same.")
+        raise ValueError(f"{where} has the inputs {names}, batch 1 has {first.names}: give all batches the same.")
     if first and (before := [(*x.shape[1:], x.dtype) for x in first.inputs]) != (now := [(*x.shape[1:], x.dtype) for x in one]):
         raise ValueError(f"{where} has inputs of another shape or kind than batch 1, {now} against {before}: pad or convert them "
                          "all alike.")
@@ -136,7 +136,7 @@ def _one_batch(
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-804
 def stack(
-    batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or a tuple or dictionary of them
+    batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or some of them
     part: str = "train", # what the sentences call it
 ) -> Split: # raises `ValueError` with a sentence for what cannot be stacked
     "All batches in memory; a loader that shuffles or augments by torch's generator does so alike every time"
@@ -149,12 +149,15 @@ def _stacked(batches: Any, part: str, like: _Batch | None = None) -> tuple[Split
         try:
             several = iter([batches] if _is_pair(batches) else batches)
         except TypeError:
-            raise ValueError(f"{part} is a {type(batches).__name__}, which yields no batches: give a DataLoader, a list of (inputs, labels) "
-                             "pairs, or one pair of tensors.") from None
+            raise ValueError(f"{part} is a {type(batches).__name__}, which yields no batches: give a DataLoader, a list of "
+                             "(inputs, labels) pairs, or one pair of tensors.") from None
         for number, batch in enumerate(several, 1):
-            found.append(_one_batch(batch, f"batch {number} of {part}", like or next(iter(found), None)))
+            found.append(_one_batch(batch, f"batch {number} of {part}", found[0] if found else None))
     if not found or not sum(len(one.labels) for one in found):
         raise ValueError(f"{part} is empty: it yielded no example. A generator or an iterator can be gone through only once.")
+    if like and found[0].names != like.names:
+        raise ValueError(f"{part} has the inputs {found[0].names or 'without names'}, train has {like.names or 'them without names'}: give "
+                         "all parts the same.")
     try:
         answers = torch.cat([one.labels for one in found])
     except RuntimeError as error:
@@ -350,8 +353,8 @@ def _check_split(split: Split, part: str, task: Task, like: Tensor) -> None: # r
         _no_infinite(x, part, "inputs")
     if labels.is_floating_point() and task.metric is None:
         raise ValueError(f"the labels of {part} are real numbers ({labels.dtype}), and somebody has to say what to do with them: pass "
-                         "loss=F.mse_loss and metric='rmse' for amounts, loss=F.binary_cross_entropy_with_logits and metric='f1' for 0 and 1, "
-                         "loss=F.cross_entropy and metric='accuracy' for shares of classes; metric='loss' measures the loss itself.")
+                         "loss=F.mse_loss and metric='rmse' for amounts, loss=F.binary_cross_entropy_with_logits and metric='f1' for 0 and "
+                         "1, loss=F.cross_entropy and metric='accuracy' for shares of classes; metric='loss' measures the loss itself.")
     if labels.shape[1:] != like.shape[1:] or labels.dtype != like.dtype:
         raise ValueError(f"the labels of {part} have shape {list(labels.shape)} and are {labels.dtype}, those of train have shape "
                          f"{list(like.shape)} and are {like.dtype}: they have to be of one kind.")
@@ -407,8 +410,8 @@ def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor
     if not isinstance(outputs, Tensor):
         raise ValueError(f"the model returns a {type(outputs).__name__}, not a tensor of logits: pick them out in its forward.")
     if outputs.ndim == 0:
-        raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes], or what "
-                         "else the loss takes; the loss is taken here.")
+        raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes], or "
+                         "what else the loss takes; the loss is taken here.")
     return outputs
 
 
@@ -422,10 +425,10 @@ def _check_classes(task: Task, outputs: Tensor, data: Data) -> None: # raises `V
                          f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
     if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
         return
-    shape = list(labels[:size].shape)
-    if task.loss is class_entropy and outputs.shape[1] == outputs.shape[-1] != 1 and outputs.ndim > 2 and outputs.shape[:-1] == labels[:size].shape:
-        raise ValueError(f"outputs of shape {list(outputs.shape)} for labels of shape {shape} can be read in two ways: which dimension are the "
-                         "classes? Make the examples longer or shorter, or pass a loss and a metric of your own.")
+    shape = labels[:size].shape
+    if task.loss is class_entropy and outputs.ndim > 2 and outputs.shape[:-1] == shape == outputs.shape[:1] + outputs.shape[2:]:
+        raise ValueError(f"outputs of shape {list(outputs.shape)} for labels of shape {list(shape)} can be read in two ways: which "
+                         "dimension are the classes? Make the examples longer or shorter, or pass a loss and a metric of your own.")
     try:
         count = outputs.shape[class_dim(outputs, labels[:size])]
     except ValueError:
@@ -469,7 +472,7 @@ def _check_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor: # raises
                          + (", and at the loss." if task.own("") else "."))
     if not loss.requires_grad:
         raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
-    if task.loss not in (F.cross_entropy, class_entropy) and _is_sum(task.loss, outputs, labels, float(loss)):
+    if task.loss not in (F.cross_entropy, class_entropy) and _is_sum(task.loss, outputs, labels, loss.item()):
         raise ValueError("the loss of a batch twice as large is twice as large: it is a sum over the examples, and the rates are made for "
                          "a mean (reduction='mean').")
     return loss
@@ -483,7 +486,8 @@ def _check_metric(task: Task, model: nn.Module, data: Data, size: int) -> None: 
             with torch.no_grad():
                 value = task.metric.measure((task.logits(model, *inputs), labels) for inputs, labels in split.batches(size))
         except (Exception, SystemExit) as error:
-            raise ValueError(f"the metric {task.metric.name} fails on the outputs of the fresh model: {type(error).__name__}: {error}") from error
+            raise ValueError(f"the metric {task.metric.name} fails on the outputs of the fresh model: {type(error).__name__}: "
+                             f"{error}") from error
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"the metric {task.metric.name} returns a tensor of shape {list(value.shape)}: it has to be one number.")
         try:
@@ -501,8 +505,8 @@ def _goes_through(task: Task, model: nn.Module, data: Data, size: int) -> None: 
     _check_classes(task, outputs, data)
     same = next((x for x in inputs if x.shape == labels.shape and x.dtype == labels.dtype), None)
     if task.loss is class_entropy and same is not None and ((labels == same) | (labels == IGNORED)).all():
-        raise ValueError("the labels are the inputs themselves, which the model could copy: for the next token give ids[:, :-1] as inputs and "
-                         "ids[:, 1:] as labels; the shift is not made here.")
+        raise ValueError("the labels are the inputs themselves, which the model could copy: for the next token give ids[:, :-1] as inputs "
+                         "and ids[:, 1:] as labels; the shift is not made here.")
     _check_loss(task, outputs, labels).backward()
 
 
@@ -574,7 +578,7 @@ def check(
         for part, split in _splits(data):
             _check_split(split, part, task, data.train.labels)
         if task.epoch == "validation" and data.valid is None:
-            raise ValueError("the epoch shall be chosen on validation examples, and there are none: read has to return Data(..., valid=...).")
+            raise ValueError("the epoch is to be chosen on validation examples, and there are none: let read return Data(..., valid=...).")
         if task.metric is None and task.classes < 2:
             raise ValueError("every label is 0: a classifier needs at least two classes.")
         examples, size = len(data.train), budget.batch_size
@@ -824,12 +828,32 @@ def _how_measured(run: Run) -> str:
     own, measure = run.config.get("own", {}), run.measure
     said = ""
     if {"loss", "metric"} & own.keys():
-        said = f" Measured is {measure.metric}, {'higher' if measure.higher else 'lower'} is better; the loss is {own.get('loss', 'cross_entropy')}."
+        said = (f" Measured is {measure.metric}, {'higher' if measure.higher else 'lower'} is better; the loss is "
+                f"{own.get('loss', 'cross_entropy')}.")
     if measure.validated:
         said += f" Of each run counts the epoch that is best on {run.data['valid']} validation examples; the test was touched there alone."
     if "patience" in own:
-        said += f" A run stops after {own['patience']} epoch{'s' * (own['patience'] > 1)} without a better one, in the middle of its schedule."
+        said += (f" A run stops after {own['patience']} epoch{'s' * (own['patience'] > 1)} without a better one, in the middle of its "
+                 "schedule.")
     return said
+
+
+def _order(run: Run, rows: Sequence[Row]) -> str:
+    "By what the rows are ordered"
+    measure = run.measure
+    if measure.validated:
+        return "Ordered by the test at the chosen epoch."
+    gap = statistics.fmean(abs(row.best.mean - row.final.mean) for row in rows if row.best and row.final)
+    return ("Ordered by the last epoch. The best epoch was picked on the test set and is "
+            + (f"{gap:.2f} points" if measure.metric == "accuracy" else f"{gap:.2g}")
+            + f" {'higher' if measure.higher else 'lower'} on average.")
+
+
+def _intervals(rows: Sequence[Row], measure: Measure) -> str:
+    "What stands behind ±, and why it is missing where it is"
+    shown = [_spread(row.final, measure) is not None for row in rows if row.final]
+    return (" ± is Student's 95 % interval of the mean over seeds." * any(shown)
+            + " No ± stands where it would say nothing: below three seeds, or where it is wider than the scale." * (not all(shown)))
 
 
 def _sentences(task: str, runs: Sequence[Run], rows: Sequence[Row], target: float, failed: int) -> list[str]:
@@ -844,15 +868,9 @@ def _sentences(task: str, runs: Sequence[Run], rows: Sequence[Row], target: floa
             + _how_measured(run)]
     if top.final is None:
         return [*said, "No run finished an epoch."]
-    gap = measure.sign * statistics.fmean(row.best.mean - row.final.mean for row in rows if row.best and row.final) if top.best else 0.0
-    order = "Ordered by the test at the chosen epoch." if measure.validated else (
-        "Ordered by the last epoch. The best epoch was picked on the test set and is "
-        + (f"{gap:.2f} points" if measure.metric == "accuracy" else f"{gap:.2g}") + f" {'higher' if measure.higher else 'lower'} on average.")
-    shown = [row.final.n > 2 and _spread(row.final, measure) is not None for row in rows if row.final]
-    said.append(order + (" ± is Student's 95 % interval of the mean over seeds." if any(shown) else "")
-                + ("" if all(shown) else " No ± stands where it would say nothing: with fewer than three seeds, or where it is wider than the scale.")
-                + (f" The size of the test set alone leaves ±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on the first row."
-                   if measure.metric == "accuracy" and "metric" not in config.get("own", {}) else ""))
+    said.append(_order(run, rows) + _intervals(rows, measure)
+                + (f" The size of the test set alone leaves ±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on "
+                   "the first row." if measure.metric == "accuracy" and "metric" not in config.get("own", {}) else ""))
     said.append(_ties(runs, [row for row in rows if row.final]))
     if any(row.epochs == math.inf for row in rows):
         said.append(f"Never: at least half of the seeds do not reach {target:g}{measure.unit}"
@@ -915,7 +933,8 @@ def _draw_mean(
     seeds: bool = False,
 ) -> None:
     "The mean over seeds, as long as all of them go on, and the seeds"
-    lines = [run.scores if what == "score" else [epoch[what] for epoch in run.history] for run in runs if run.strategy == row.strategy and run.history]
+    own = [run for run in runs if run.strategy == row.strategy and run.history]
+    lines = [run.scores if what == "score" else [epoch[what] for epoch in run.history] for run in own]
     if seeds and len(lines) > 1:
         for line in lines:
             ax.plot(range(1, len(line) + 1), line, color=color, lw=0.6, alpha=0.55, zorder=zorder)
@@ -1052,8 +1071,9 @@ class Comparison:
         "The table in numbers, the score of every run, and the sentences"
         runs = [{"strategy": run.strategy, "seed": run.seed, "score": run.score, "epoch": run.epoch, "seconds": run.seconds,
                  "diverged": run.diverged} for run in self.runs]
-        return {"task": self.task, "target": self.target, "own": self.runs[0].config.get("own", {}), "strategies": _as_numbers(self.runs, self.rows),
-                "runs": runs, "failed": {str(key): reason for key, reason in self.failed.items()}, "notes": self.notes()}
+        return {"task": self.task, "target": self.target, "own": self.runs[0].config.get("own", {}),
+                "strategies": _as_numbers(self.runs, self.rows), "runs": runs,
+                "failed": {str(key): reason for key, reason in self.failed.items()}, "notes": self.notes()}
 
     def save(
         self,
@@ -1128,9 +1148,10 @@ def _train_missing(
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-844
 def _named(strategies: Any) -> tuple[list[str], list[Callable[..., Any]]]: # names, and the functions among what was asked for
     "Names of strategies, whatever way they were asked for"
-    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) or callable(strategies) else list(strategies)
-    functions = [one for one in wanted if callable(one) and not isinstance(one, Strategy)]
-    return [one if isinstance(one, str) else getattr(one, "name", None) or getattr(one, "__name__", str(one)) for one in wanted], functions
+    one = isinstance(strategies, (str, Strategy)) or callable(strategies)
+    wanted: list[Any] = list(STRATEGIES) if strategies == "all" else [strategies] if one else list(strategies)
+    functions = [each for each in wanted if callable(each)]
+    return [each.name if isinstance(each, Strategy) else getattr(each, "__name__", each) for each in wanted], functions
 
 
 def _check_target(target: float | None, task: Task) -> None: # raises `ValueError`

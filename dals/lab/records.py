@@ -120,7 +120,7 @@ class Run:
     seed: int # moves initialisation, order and dropout, never the data
     backbone: str | None # the pretrained encoder, None from scratch
     data: dict[str, Any] # copy, fingerprint, and the numbers of examples in train and test
-    config: dict[str, Any] # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters as used, overrides as asked for; `own` as below
+    config: dict[str, Any] # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters as used, overrides as asked for; perhaps own
     history: list[dict[str, Any]] # per epoch: epoch, train_loss, test_accuracy in percent, lr; another metric has its own name there
     best_accuracy: float | None # percent; None where no epoch was finished, or where `own` names another metric or rule
     final_accuracy: float | None # percent, of the last finished epoch
@@ -147,7 +147,7 @@ class Run:
 
     @property
     def measure(self) -> Measure:
-        "What it is judged by: the part `own` of `config`, where there is one, says what is not as in the paper"
+        "What it is judged by: `own` in its config, where there is one, says what is otherwise than in the paper"
         own = self.config.get("own", {})
         return Measure(own.get("metric", "accuracy"), own.get("higher", True), own.get("epoch") == "validation")
 

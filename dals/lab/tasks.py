@@ -240,7 +240,7 @@ class Task:
     def own(self, strategy: str) -> dict[str, Any]:
         "What a run does otherwise than the paper's tasks would have it, for its record; empty where it is nothing"
         found: dict[str, Any] = {}
-        if self.loss is not F.cross_entropy:
+        if self.loss not in (F.cross_entropy, class_entropy):
             found["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__)
         if self.metric is not None:
             found |= {"metric": self.metric.name, "higher": self.metric.higher}

@@ -141,7 +141,7 @@ def train_epochs(
         model.load_state_dict(kept)
         score = measured(task, model, test, batch_size)
         if not math.isfinite(score):
-            raise ValueError(f"{metric} on the test is {score} after epoch {chosen}, the best on the validation examples: a number is needed.")
+            raise ValueError(f"{metric} on the test is {score} after epoch {chosen}, the best on the validation examples.")
         history[chosen - 1][f"test_{metric}"] = score
     return history, diverged
 
@@ -289,7 +289,7 @@ def planned(
     protocol: str, # whose settings
     profile: str, # which budget
     overrides: dict[str, Any], # hyperparameters in place of the protocol's
-) -> tuple[dict[str, Any], dict[str, Any]]: # regime, protocol, task, multiplier, own rates; `config` of the record, all but its steps_per_epoch
+) -> tuple[dict[str, Any], dict[str, Any]]: # for `build`; `config` of the record, all but its steps_per_epoch
     "What `Strategy.build` is told about a run, and what the run's record will say of its settings; raises `ValueError` for unknown names"
     budget, multiplier = task.budget(profile, protocol), task.multipliers.get(strategy.family, 1.0)
     setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
