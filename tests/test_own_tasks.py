@@ -56,7 +56,8 @@ def test_a_file_of_every_kind_goes_through_all_strategies(file, tmp_path, monkey
     assert main(["benchmark", f"{file.name}:task", "--seeds", "2", "--jobs", "1"]) == 0
     out, task = capsys.readouterr().out, load_task(f"{file.name}:task")
     runs = Store().runs(task.name)
-    assert len(runs) == 36 and {run.strategy for run in runs} == {*STRATEGIES} and HEADS[task.name] in out and " ± " not in out.split("Task")[0]
+    assert len(runs) == 36 and {run.strategy for run in runs} == {*STRATEGIES} and HEADS[task.name] in out
+    assert " ± " not in out.split("Task")[0]
     for run in runs: # what is stored is what was measured, and can be read again
         assert run.measure.metric == (task.metric.name if task.metric else "accuracy") and math.isfinite(run.score)
         assert from_text(to_text(run)) == run and run.best_accuracy is run.final_accuracy is None and run.epochs_to == {}
@@ -106,7 +107,7 @@ def test_the_epoch_is_chosen_on_validation_and_the_test_is_touched_once(tmp_path
     run = fit(task, "SGDR", overrides={"lr": 0.3})
     validated = [row["valid_distance"] for row in run.history]
     assert seen == [22] * 6 + [24] and run.epoch == validated.index(min(validated)) + 1
-    assert [row["epoch"] for row in run.history if "test_distance" in row] == [run.epoch] and run.score == run.history[run.epoch - 1]["test_distance"]
+    assert [(row["epoch"], row["test_distance"]) for row in run.history if "test_distance" in row] == [(run.epoch, run.score)]
     assert run.data["valid"] == 22 and from_text(to_text(run)) == run
     text = to_text(run).replace(f'"valid_distance": {min(validated)}', '"valid_distance": 1e9', 1)
     with pytest.raises(ValueError, match="history"): # the test stands beside an epoch that was not the best
@@ -173,7 +174,8 @@ def test_dictionaries_reach_the_model_by_name_however_they_come():
     def data(part, key="labels"):
         return {"points": X[part], "shift": shift[part], key: labels[part]}
     first, rest = slice(48), slice(48, None)
-    ways = [data(first), [data(slice(30)), data(slice(30, 48))], ({"points": X[first], "shift": shift[first]}, labels[first]), data(first, "label")]
+    beside = {"points": X[first], "shift": shift[first]}, labels[first]
+    ways = [data(first), [data(slice(30)), data(slice(30, 48))], beside, data(first, "label")]
     runs = [fit(own_task("named", Named, way, data(rest), epochs=1, batch_size=8), "Adam") for way in ways]
     assert all(run.history == runs[0].history and run.data == runs[0].data for run in runs) and runs[0].best_accuracy is not None
     wrapped = own_task("named", lambda: Named(wrap=True), data(first), data(rest), epochs=1, batch_size=8)
@@ -198,7 +200,8 @@ def test_soft_labels_and_smoothed_ones(tmp_path):
     hard = own_task("hard", lambda: net(3), (X[:48], shares[:48].argmax(1)), (X[48:], shares[48:].argmax(1)), epochs=1, batch_size=8,
                     loss=nn.CrossEntropyLoss(label_smoothing=0.2))
     one, other = compared(soft, ["Adam"], 1, path=tmp_path / "a").runs[0], compared(hard, ["Adam"], 1, path=tmp_path / "b").runs[0]
-    assert one.score == other.score == other.final_accuracy and one.history[0]["train_loss"] == pytest.approx(other.history[0]["train_loss"])
+    assert one.score == other.score == other.final_accuracy
+    assert one.history[0]["train_loss"] == pytest.approx(other.history[0]["train_loss"])
 
 
 class Streamed:
@@ -220,7 +223,8 @@ def worst(outputs, targets):
 
 
 def test_a_metric_may_be_an_object_a_function_or_the_loss(tmp_path):
-    runs = [fit(amounts(**more), "Adam", seed=1) for more in (dict(metric=Streamed()), dict(metric=worst, better="lower"), dict(metric="loss"))]
+    ways = dict(metric=Streamed()), dict(metric=worst, better="lower"), dict(metric="loss")
+    runs = [fit(amounts(**more), "Adam", seed=1) for more in ways]
     assert [run.measure.metric for run in runs] == ["Streamed", "worst", "loss"] and not any(run.measure.higher for run in runs)
     assert runs[0].scores == runs[1].scores and runs[2].score == pytest.approx(fit(amounts(), "Adam", seed=1).score ** 2)
 
@@ -233,19 +237,19 @@ LIES = {
     "a metric without a direction": (dict(metric=worst), "say better='higher' or better='lower'"),
     "a direction for what has one": (dict(better="lower"), "metric 'rmse' knows what is better"),
     "a word for a direction": (dict(metric=worst, better="smaller"), "say better='higher' or better='lower'"),
-    "a metric of many numbers": (dict(metric=lambda o, t: (o - t).abs(), better="lower"), "the metric lambda returns a tensor of shape [24]"),
+    "a metric of many numbers": (dict(metric=lambda o, t: (o - t).abs(), better="lower"), "lambda returns a tensor of shape [24]"),
     "a metric that is a word": (dict(metric=lambda o, t: "good", better="lower"), "the metric lambda returns a str"),
     "a metric that is nan": (dict(metric=lambda o, t: math.nan, better="lower"), "the metric lambda of the fresh model is nan on the test"),
-    "a metric that fails": (dict(metric=lambda o, t: 1 / 0, better="lower"), "the metric lambda fails on the outputs of the fresh model: Zero"),
-    "a metric of another kind": (dict(metric="perplexity"), "the metric perplexity fails on the outputs of the fresh model: ValueError: outputs"),
-    "a loss for each example": (dict(loss=lambda o, t: (o - t) ** 2), "the loss of a batch has shape [8]: it has to be one number, the mean"),
+    "a metric that fails": (dict(metric=lambda o, t: 1 / 0, better="lower"), "lambda fails on the outputs of the fresh model: ZeroDiv"),
+    "a metric of another kind": (dict(metric="perplexity"), "perplexity fails on the outputs of the fresh model: ValueError"),
+    "a loss for each example": (dict(loss=lambda o, t: (o - t) ** 2), "loss of a batch has shape [8]: it has to be one number"),
     "a sum": (dict(loss=nn.MSELoss(reduction="sum")), "it is a sum over the examples"),
     "a loss that is nan": (dict(loss=lambda o, t: (o - t).mean().sub(1e9).sqrt()), "the loss of the fresh model is not a finite number"),
     "a loss without gradients": (dict(loss=lambda o, t: F.mse_loss(o.detach(), t)), "does not depend on the model's parameters"),
     "a loss that is no tensor": (dict(loss=lambda o, t: 1.0), "the loss is a float, not a tensor"),
     "a loss that fails": (dict(loss=F.nll_loss, metric="loss"), "the loss fails on outputs of shape [8] and"),
     "every output with every label": (dict(model=lambda: nn.Linear(4, 1)), "the loss would compare every output with every label"),
-    "labels of two shapes": (dict(test=(X[72:], Y[72:, None])), "the labels of test have shape [24, 1] and are torch.float32, those of train"),
+    "labels of two shapes": (dict(test=(X[72:], Y[72:, None])), "the labels of test have shape [24, 1] and are torch.float32, those"),
     "labels of two kinds": (dict(test=(X[72:], Y[72:].long())), "are torch.int64, those of train have shape [48] and are torch.float32"),
     "a label that is nan": (dict(train=(X[:48], Y[:48] / torch.arange(48.0).sub(7))), "train has labels that are not finite: example 7"),
     "patience alone": (dict(patience=2), "pass valid= as well"),
@@ -278,7 +282,7 @@ class Speaker(nn.Sequential):
     (Speaker, TOKENS, "the labels are the inputs themselves"),
     (lambda: Speaker(outputs=6), TOKENS.flip(1), "can be read in two ways: which dimension are the classes?"),
     (lambda: Speaker(outputs=5), TOKENS.flip(1), "the labels of train go from 0 to 6, but 5 outputs are numbered 0 to 4; -100 asks for no"),
-    (lambda: nn.Sequential(Speaker(), nn.Flatten()), TOKENS.flip(1), "the loss fails on outputs of shape [8, 42] and labels of shape [8, 6]")])
+    (lambda: nn.Sequential(Speaker(), nn.Flatten()), TOKENS.flip(1), "the loss fails on outputs of shape [8, 42] and labels of shape")])
 def test_a_language_model_is_held_to_its_word(model, labels, says):
     task = own_task("speaker", model, (TOKENS, labels), (TOKENS, labels), epochs=1, batch_size=8)
     with pytest.raises(ValueError) as refused:
@@ -309,7 +313,7 @@ def test_an_optimizer_of_ones_own_is_one_more_row(tmp_path):
 
 
 @pytest.mark.parametrize("make, says", [
-    (lambda params: None, "a function with a name"), (len, "returns a int, not a torch.optim.Optimizer"), (nn.Linear, "missing 1 required")])
+    (lambda params: None, "a function with a name"), (len, "returns a int, not a torch.optim"), (nn.Linear, "missing 1 required")])
 def test_what_makes_no_optimizer_is_refused(make, says, tmp_path):
     with pytest.raises((ValueError, TypeError), match=says):
         compared(amounts(), [make], 1, path=tmp_path)
@@ -323,7 +327,7 @@ def test_a_table_is_saved_as_numbers_too(tmp_path):
     told = json.loads(saved[".json"].read_text(encoding="utf-8"))
     assert [row["strategy"] for row in rows] == [row.strategy for row in found.rows] == [row["strategy"] for row in told["strategies"]]
     assert float(rows[0]["mean"]) == found.rows[0].final.mean and rows[0]["metric"] == "rmse" and rows[0]["higher_is_better"] == "False"
-    assert {(run["strategy"], run["seed"]): run["score"] for run in told["runs"]} == {(run.strategy, run.seed): run.score for run in found.runs}
+    assert [(run["strategy"], run["seed"], run["score"]) for run in told["runs"]] == [(r.strategy, r.seed, r.score) for r in found.runs]
     assert told["notes"] == found.notes() and told["own"] == {"loss": "mse_loss", "metric": "rmse", "higher": False, "epoch": "validation"}
 
 
