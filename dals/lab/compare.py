@@ -817,7 +817,7 @@ def _ties(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         return "There is nothing to compare with."
     if common < need:
         return (f"{common} common seeds cannot tell the first from the other {len(rows) - 1}: the paired test needs {need}. "
-                "Take rows whose intervals overlap for ties.")
+                + ("Take rows whose intervals overlap for ties." if common > 2 else "Take neighbouring rows for ties."))
     alike = indistinguishable(finals)
     return (f"A paired test over {common} seeds, with Holm's correction, tells the first from all others." if len(alike) == 1 else
             f"A paired test over {common} seeds, with Holm's correction, does not tell the first from {', '.join(alike[1:])}.")
