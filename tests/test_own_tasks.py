@@ -249,6 +249,13 @@ LIES = {
     "a loss that is no tensor": (dict(loss=lambda o, t: 1.0), "the loss is a float, not a tensor"),
     "a loss that fails": (dict(loss=F.nll_loss, metric="loss"), "the loss fails on outputs of shape [8] and"),
     "every output with every label": (dict(model=lambda: nn.Linear(4, 1)), "the loss would compare every output with every label"),
+    "the same by hand": (dict(model=lambda: nn.Linear(4, 1), loss=lambda o, t: ((o - t) ** 2).mean()), "loss would compare every output"),
+    "the same in the metric": (dict(model=lambda: nn.Linear(4, 1), loss=lambda o, t: F.mse_loss(o.squeeze(1), t), better="lower",
+                                    metric=lambda o, t: (o - t).abs().mean()), "the metric lambda compares every output with every label"),
+    "whole numbers for a loss of reals": (dict(train=(X, (Y > 0).long()), test=(X, (Y > 0).long()), metric="accuracy",
+                                               loss=F.binary_cross_entropy_with_logits), "a loss of real numbers needs labels.float()"),
+    "labels in rows of one 1": (dict(train=(X, F.one_hot((Y > 0).long())), test=(X, F.one_hot((Y > 0).long())), model=lambda: net(2),
+                                     loss=None, metric=None), "class numbers are labels.argmax(1)"),
     "labels of two shapes": (dict(test=(X[72:], Y[72:, None])), "the labels of test have shape [24, 1] and are torch.float32, those"),
     "labels of two kinds": (dict(test=(X[72:], Y[72:].long())), "are torch.int64, those of train have shape [48] and are torch.float32"),
     "a label that is nan": (dict(train=(X[:48], Y[:48] / torch.arange(48.0).sub(7))), "train has labels that are not finite: example 7"),
@@ -310,6 +317,19 @@ def test_an_optimizer_of_ones_own_is_one_more_row(tmp_path):
     adagrad_slower.__name__ = "adagrad"
     with pytest.raises(Conflict, match="lr"): # the settings of an optimizer are in its record
         compared(amounts(), [adagrad_slower], 2, store)
+
+
+def test_an_optimizer_in_the_file_of_a_task_is_known_on_the_command_line(tmp_path, monkeypatch, capsys):
+    for names in (STRATEGIES, PROTOCOLS["paper"].compositions, *PROTOCOLS["paper"].settings.values()):
+        monkeypatch.setitem(names, "adagrad", STRATEGIES["Adam"]) # so that it is taken out again
+        names.pop("adagrad")
+    monkeypatch.chdir(tmp_path)
+    text = next(file for file in FILES if file.stem == "regression").read_text(encoding="utf-8")
+    more = ["from dals.recipes.strategies import own_strategy", "def adagrad(params): return torch.optim.Adagrad(params, 0.1)"]
+    (tmp_path / "price.py").write_text("\n".join([text, *more, "own_strategy(adagrad)"]), encoding="utf-8")
+    assert main(["benchmark", "price.py:task", "--strategy", "adagrad", "Adam", "--seeds", "1", "--jobs", "1", "--out", "page"]) == 0
+    assert "adagrad    own" in capsys.readouterr().out and len(list((tmp_path / "page").iterdir())) == 9
+    assert main(["status"]) == 0 # whose estimates are about the paper's tasks
 
 
 @pytest.mark.parametrize("make, says", [

@@ -442,6 +442,18 @@ def _splits(data: Data) -> list[tuple[str, Split]]: # what there is, and what it
     return [(part, split) for part in ("train", "test", "valid") if (split := getattr(data, part)) is not None]
 
 
+def _spreads(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> bool:
+    "Whether every output is compared with every label, because one has a dimension that the other lacks"
+    if outputs.shape == labels.shape or outputs.numel() != labels.numel():
+        return False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return not math.isclose(float(function(outputs, labels)), float(function(outputs.reshape(labels.shape), labels)), rel_tol=1e-4)
+    except Exception: # it takes no other shape
+        return False
+
+
 def _is_sum(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Tensor, once: float) -> bool:
     try:
         with torch.no_grad():
@@ -458,8 +470,11 @@ def _check_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor: # raises
             warnings.simplefilter("always")
             loss = task.loss(outputs, labels)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"the loss fails on {shapes}: {type(error).__name__}: {error}") from error
-    if any("broadcasting" in str(one.message) for one in warned):
+        hint = "" if labels.is_floating_point() else ("; class numbers are labels.argmax(1) where there is one 1 in each row"
+                                                      if outputs.shape == labels.shape and task.loss is class_entropy else
+                                                      "; a loss of real numbers needs labels.float()")
+        raise ValueError(f"the loss fails on {shapes}: {type(error).__name__}: {error}{hint}") from error
+    if any("broadcasting" in str(one.message) for one in warned) or _spreads(task.loss, outputs, labels):
         raise ValueError(f"the loss would compare every output with every label ({shapes}): give both the same shape, for instance with "
                          "nn.Flatten(0) at the end of the model.")
     if not isinstance(loss, Tensor):
@@ -490,6 +505,11 @@ def _check_metric(task: Task, model: nn.Module, data: Data, size: int) -> None: 
                              f"{error}") from error
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"the metric {task.metric.name} returns a tensor of shape {list(value.shape)}: it has to be one number.")
+        if isinstance(task.metric.measure, partial) and task.metric.measure.func is _at_once:
+            inputs, labels = next(split.batches(size))
+            if _spreads(task.metric.measure.args[0], task.logits(model, *inputs), labels):
+                raise ValueError(f"the metric {task.metric.name} compares every output with every label, since their shapes differ: give "
+                                 "both the same shape, for instance with nn.Flatten(0) at the end of the model.")
         try:
             if math.isfinite(float(value)):
                 return
