@@ -351,6 +351,13 @@ def test_a_table_is_saved_as_numbers_too(tmp_path):
     assert told["notes"] == found.notes() and told["own"] == {"loss": "mse_loss", "metric": "rmse", "higher": False, "epoch": "validation"}
 
 
+def test_a_loss_may_be_below_0_and_a_lambda(tmp_path):
+    task = amounts(model=lambda: nn.Linear(4, 2), metric="loss", loss=lambda o, t: F.gaussian_nll_loss(o[:, 0], t, o[:, 1].exp()) - 99)
+    found = compared(task, ["Fixed SGD", torch.optim.Adagrad], path=tmp_path)
+    assert max(run.history[0]["train_loss"] for run in found.runs) < 0 and "the loss is lambda." in str(found) and found.target < 0
+    assert {row.generation for row in found.rows} == {"1", "own"} and len(found.save(tmp_path)) == 5
+
+
 def test_no_interval_stands_where_it_would_say_nothing(tmp_path):
     labels = X[:, :3].argmax(1)
     task = own_task("plain", lambda: net(3), (X[:48], labels[:48]), (X[48:], labels[48:]), epochs=1, batch_size=8)

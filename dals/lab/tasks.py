@@ -241,7 +241,7 @@ class Task:
         "What a run does otherwise than the paper's tasks would have it, for its record; empty where it is nothing"
         found: dict[str, Any] = {}
         if self.loss not in (F.cross_entropy, class_entropy):
-            found["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__)
+            found["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__).strip("<>") # of a lambda
         if self.metric is not None:
             found |= {"metric": self.metric.name, "higher": self.metric.higher}
         if self.epoch != "last":
