@@ -769,10 +769,14 @@ def tune(args: argparse.Namespace) -> int:
         print(f"dals: {error}", file=sys.stderr)
         return 1
     width = max(len(one.strategy) for one in found)
-    print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  held out, %")
+    measure = found[0].measure
+    percent = measure.metric == "accuracy"
+    head = "held out, %" if percent else f"held out, {measure.metric}"
+    print(f"{'strategy'.ljust(width)}  rate, times the text's      lr  {head}")
     for one in found:
         print(f"{one.strategy.ljust(width)}  {multiple(one.step):23.3g}  {one.lr:6.2g}  "
-              f"{statistics.fmean(one.scores[one.step]):11.2f}" + "  at the edge of what was tried" * one.edge)
+              f"{measure.sign * statistics.fmean(one.scores[one.step]):{len(head)}{'.2f' if percent else '.4g'}}"
+              + "  at the edge of what was tried" * one.edge)
     return 0
 
 # %% ../nbs/4_workshop/18_cli.ipynb #14_cli-029
@@ -787,7 +791,7 @@ def benchmark(args: argparse.Namespace) -> int:
             raise Refused("--out draws pictures, which needs the package matplotlib: pip install 'dals[report]' brings it")
     try:
         result = compared(args.task, args.strategy or "all", counted_seeds(args.seeds), jobs=args.jobs, target=args.target,
-                          protocol=args.protocol, profile=args.profile, device=args.device)
+                          protocol=args.protocol, profile=args.profile, device=args.device, fast=args.fast)
     except (Unavailable, ValueError) as error:
         raise Refused(str(error)) from None
     except RuntimeError as error: # every run failed
@@ -904,10 +908,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", nargs="+", default=["5"], metavar="S", help="how many, such as 5, or which, such as 0-4")
     budget(sub)
     protocol(sub)
-    sub.add_argument("--target", type=float, metavar="PERCENT", help="accuracy whose time is told; what Fixed SGD ends with if left out")
+    sub.add_argument("--target", type=float, metavar="SCORE",
+                     help="whose time is told, in percent for accuracy; what Fixed SGD ends with if left out")
     sub.add_argument("--jobs", type=int, default=2, metavar="N", help="processes, one thread each")
     sub.add_argument("--device", metavar="D", help="such as cuda; the CPU if left out")
-    sub.add_argument("--out", metavar="FOLDER", help="where the table as Markdown and the pictures go, too")
+    sub.add_argument("--fast", action="store_true", help="compile the model; on CUDA replay its passes as graphs, too")
+    sub.add_argument("--out", metavar="FOLDER", help="where the table goes as Markdown, CSV and JSON, and the pictures")
     return top
 
 

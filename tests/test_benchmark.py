@@ -439,9 +439,9 @@ def test_a_generation_has_one_colour_everywhere_and_every_strategy_is_drawn(reco
 
 def test_one_run_and_no_run_are_drawn_too(record, tmp_path):
     one = Comparison("mine", [told(record, "DALS", 0, [50.0])], 60.0)
-    assert "nothing to compare with" in str(one) and len(one.save(tmp_path)) == 3
+    assert "nothing to compare with" in str(one) and len(one.save(tmp_path)) == 5
     none = Comparison("mine", [told(record, "DALS", 0, [])], 60.0)
-    assert "No run finished an epoch." in str(none) and len(none.save(tmp_path)) == 1
+    assert "No run finished an epoch." in str(none) and len(none.save(tmp_path)) == 3
 
 
 def test_load_task_finds_what_lies_beside_it_and_leaves_the_path_alone(root):

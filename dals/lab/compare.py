@@ -5,7 +5,10 @@
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-003
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
+import json
 import math
 import operator
 import os
@@ -28,12 +31,13 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from ..recipes.strategies import STRATEGIES, get_strategy, lookup
+from ..recipes.strategies import STRATEGIES, get_protocol, get_strategy, lookup, own_strategy, Strategy
 from .intervals import binomial_se, summary, Summary
-from .records import Config, Key
+from .records import Config, Key, Measure
 from .store import Conflict, Store, shown, write_new
 from .sweep import duration, missing, run_one, sweep
-from .tasks import TASKS, Budget, Data, fingerprint, Split, Task, Unavailable
+from .tasks import (
+    IGNORED, METRICS, TASKS, Budget, call, class_dim, class_entropy, Data, fingerprint, Metric, Split, Task, Unavailable)
 from .training import find_device, planned, Run, seed_everything
 
 if TYPE_CHECKING:
@@ -41,8 +45,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PATIENCE', 'BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'run_from', 'Row',
-           'first_epoch', 'default_target', 'table', 'Comparison', 'benchmark']
+__all__ = ['PATIENCE', 'BASELINE', 'stack', 'own_task', 'check', 'load_task', 'known_as_registered', 'known_as_strategies',
+           'run_from', 'Row', 'first_epoch', 'default_target', 'table', 'Comparison', 'benchmark']
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-008
 def _tensors(parts: Any) -> tuple[Tensor, ...]: # raises `TypeError` or `ValueError` for what is no array of numbers
@@ -57,8 +61,12 @@ def _is_array(value: Any) -> bool:
 
 def _is_pair(batches: Any) -> bool:
     "Whether all examples were given at once, as inputs and labels"
-    return (isinstance(batches, (tuple, list)) and len(batches) == 2 and _is_array(batches[1])
-            and (_is_array(batches[0]) or (isinstance(batches[0], (tuple, list)) and all(map(_is_array, batches[0])))))
+    if isinstance(batches, Mapping):
+        return True
+    if not (isinstance(batches, (tuple, list)) and len(batches) == 2 and _is_array(batches[1])):
+        return False
+    inputs = batches[0].values() if isinstance(batches[0], Mapping) else batches[0]
+    return _is_array(inputs) or not isinstance(inputs, str) and all(map(_is_array, inputs))
 
 
 @contextmanager
@@ -79,17 +87,38 @@ def _whole(value: Any, what: str) -> int: # raises `ValueError`
     raise ValueError(f"{what} is a whole number, not {shown(value)}.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-802
-def _one_batch(
-    batch: Any, # what came
-    where: str, # "batch 3 of train"
-    first: tuple[Tensor, ...] | None, # the inputs of the first batch; None where this is it
-) -> tuple[tuple[Tensor, ...], Tensor]: # inputs and labels; raises `ValueError`
-    "A batch, held against what a batch is and against the first"
+class _Batch(NamedTuple):
+    "What came out of one batch"
+    inputs: tuple[Tensor, ...]
+    labels: Tensor
+    names: tuple[str, ...] | None # of the inputs, where the model takes them by name
+
+
+def _parts(batch: Any, where: str) -> tuple[Any, Any, tuple[str, ...] | None]: # inputs, labels, names; raises `ValueError`
+    "A batch taken apart: a pair, or a dictionary that has its labels inside or beside it"
+    if isinstance(batch, Mapping):
+        key = next((key for key in ("labels", "label") if key in batch), None)
+        if key is None or len(batch) < 2:
+            raise ValueError(f"{where} is a dictionary with {', '.join(map(str, batch)) or 'nothing in it'}: it needs 'labels' and, under "
+                             "the names that the model's forward gives them, the inputs.")
+        return [value for name, value in batch.items() if name != key], batch[key], tuple(name for name in batch if name != key)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         what = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
         raise ValueError(f"{where} is {what}, not a pair (inputs, labels); several inputs go into a tuple: ((a, b), labels).")
+    if isinstance(batch[0], Mapping):
+        return list(batch[0].values()), batch[1], tuple(batch[0])
+    return batch[0], batch[1], None
+
+
+def _one_batch(
+    batch: Any, # what came
+    where: str, # "batch 3 of train"
+    first: _Batch | None, # the first batch; None where this is it
+) -> _Batch: # raises `ValueError`
+    "A batch, held against what a batch is and against the first"
+    inputs, labels, names = _parts(batch, where)
     try:
-        one, answer = _tensors(batch[0]), torch.as_tensor(batch[1]).detach().cpu()
+        one, answer = _tensors(inputs), _tensors([labels])[0]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{where} is not made of numbers ({error}): give tensors or arrays.") from None
     if answer.is_complex() or any(x.is_complex() for x in one):
@@ -98,40 +127,90 @@ def _one_batch(
         raise ValueError(f"{where} is a single example: wrap the data set in DataLoader(..., batch_size=...).")
     if sizes := [len(x) for x in one if len(x) != len(answer)]:
         raise ValueError(f"{where} has {sizes[0]} inputs and {len(answer)} labels: each input needs its label.")
-    if first and (before := [(*x.shape[1:], x.dtype) for x in first]) != (now := [(*x.shape[1:], x.dtype) for x in one]):
+    if first and names != first.names:
+        raise ValueError(f"{where} has the inputs {names}, batch 1 has {first.names}: give all batches the same.")
+    if first and (before := [(*x.shape[1:], x.dtype) for x in first.inputs]) != (now := [(*x.shape[1:], x.dtype) for x in one]):
         raise ValueError(f"{where} has inputs of another shape or kind than batch 1, {now} against {before}: pad or convert them "
                          "all alike.")
-    return one, answer
+    return _Batch(one, answer, names)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-804
 def stack(
-    batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or a tuple of them
+    batches: Any, # yields (inputs, labels), or is one such pair; inputs: an array of shape [examples, ...], or some of them
     part: str = "train", # what the sentences call it
 ) -> Split: # raises `ValueError` with a sentence for what cannot be stacked
     "All batches in memory; a loader that shuffles or augments by torch's generator does so alike every time"
+    return _stacked(batches, part)[0]
+
+
+def _stacked(batches: Any, part: str, like: _Batch | None = None) -> tuple[Split, _Batch]: # all of it, and its first batch
+    found: list[_Batch] = []
     with _fixed():
-        return _stacked(batches, part)
-
-
-def _stacked(batches: Any, part: str) -> Split:
-    inputs: list[tuple[Tensor, ...]] = []
-    labels: list[Tensor] = []
-    try:
-        several = iter([batches] if _is_pair(batches) else batches)
-    except TypeError:
-        raise ValueError(f"{part} is a {type(batches).__name__}, which yields no batches: give a DataLoader, a list of (inputs, labels) "
-                         "pairs, or one pair of tensors.") from None
-    for number, batch in enumerate(several, 1):
-        one, answer = _one_batch(batch, f"batch {number} of {part}", inputs[0] if inputs else None)
-        inputs.append(one)
-        labels.append(answer)
-    if not inputs or not sum(map(len, labels)):
+        try:
+            several = iter([batches] if _is_pair(batches) else batches)
+        except TypeError:
+            raise ValueError(f"{part} is a {type(batches).__name__}, which yields no batches: give a DataLoader, a list of "
+                             "(inputs, labels) pairs, or one pair of tensors.") from None
+        for number, batch in enumerate(several, 1):
+            found.append(_one_batch(batch, f"batch {number} of {part}", found[0] if found else None))
+    if not found or not sum(len(one.labels) for one in found):
         raise ValueError(f"{part} is empty: it yielded no example. A generator or an iterator can be gone through only once.")
+    if like and found[0].names != like.names:
+        raise ValueError(f"{part} has the inputs {found[0].names or 'without names'}, train has {like.names or 'them without names'}: give "
+                         "all parts the same.")
     try:
-        answers = torch.cat(labels)
+        answers = torch.cat([one.labels for one in found])
     except RuntimeError as error:
         raise ValueError(f"the labels of {part} differ in shape from batch to batch ({error}).") from None
-    return Split(tuple(map(torch.cat, zip(*inputs, strict=True))), answers if answers.is_floating_point() else answers.long()) # type: ignore[arg-type]
+    inputs = tuple(map(torch.cat, zip(*(one.inputs for one in found), strict=True)))
+    return Split(inputs, answers if answers.is_floating_point() else answers.long()), found[0] # type: ignore[arg-type]
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-861
+def _mean_loss(loss: Callable[[Tensor, Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    parts = [(float(loss(outputs, targets)), len(targets)) for outputs, targets in batches]
+    return sum(value * n for value, n in parts) / sum(n for _, n in parts)
+
+
+def _at_once(metric: Callable[[Tensor, Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    outputs, targets = map(torch.cat, zip(*batches, strict=True)) # type: ignore[arg-type]
+    return metric(outputs, targets) # type: ignore[call-arg]
+
+
+def _updated(metric: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    metric.reset()
+    for outputs, targets in batches:
+        getattr(metric, "to", lambda device: None)(outputs.device)
+        metric.update(outputs, targets)
+    return metric.compute()
+
+
+def _is_entropy(loss: Any) -> bool:
+    return loss in (None, F.cross_entropy) or isinstance(loss, nn.CrossEntropyLoss)
+
+
+def _metric_of(metric: Any, better: str | None, loss: Any, labels: Sequence[Tensor]) -> Metric | None: # raises `ValueError`
+    "What `own_task` was told to measure; None is the paper's accuracy, or nothing where real numbers are asked for"
+    real, plain = any(map(torch.is_floating_point, labels)), all(part.ndim == 1 for part in labels)
+    if metric in (None, "accuracy") and plain and not real and _is_entropy(loss) or metric is None and real:
+        return None
+    if isinstance(metric, str) or metric is None:
+        if better is not None:
+            raise ValueError(f"metric {metric!r} knows what is better: leave better={better!r} out, which is for metrics of your own.")
+        known = {**METRICS, "loss": Metric("loss", False, partial(_mean_loss, loss or F.cross_entropy))}
+        found = lookup(known, metric or "accuracy", "metric")
+        shares = real and _is_entropy(loss) and found.name in ("accuracy", "f1", "iou")
+        return replace(found, measure=partial(found.measure, shares=True)) if shares else found
+    streams = all(hasattr(metric, word) for word in ("update", "compute", "reset"))
+    if not streams and not callable(metric):
+        raise ValueError(f"a metric is one of {', '.join(METRICS)} or loss, a function (outputs, targets) -> number, or an object with "
+                         f"update, compute and reset, not {shown(metric)}.")
+    name = getattr(metric, "__name__", type(metric).__name__).strip("<>")
+    if name in (*METRICS, "loss") or not name.isidentifier():
+        raise ValueError(f"a metric of yours is called {name!r}, the name of one that is here already: call your function otherwise.")
+    higher = {"higher": True, "lower": False, None: getattr(metric, "higher_is_better", None)}.get(better)
+    if higher is None:
+        raise ValueError(f"say better='higher' or better='lower', so that it is known which {name} is good.")
+    return Metric(name, bool(higher), partial(_updated if streams else _at_once, metric))
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-806
 def _kept(data: Data, budget: Budget) -> Data:
@@ -139,63 +218,94 @@ def _kept(data: Data, budget: Budget) -> Data:
     return data
 
 
+def _by_name(names: tuple[str, ...], model: Callable[..., Any], *inputs: Tensor) -> Any:
+    "The outputs of a model that takes its inputs by name, without what it may have wrapped around them"
+    outputs = model(**dict(zip(names, inputs, strict=True)))
+    return outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
+
+
+def _rates_of(lr: Any) -> dict[str, float]: # raises `ValueError`
+    "What `own_task` was told of rates"
+    if not isinstance(lr, (Mapping, type(None))) or not all(
+            isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate < math.inf for rate in (lr or {}).values()):
+        raise ValueError(f"lr is a mapping from strategies to positive rates, such as {{'AdamW': 3e-5}}, not {shown(lr)}; multipliers move "
+                         "the rates of a whole family.")
+    return {get_strategy(name).name: float(rate) for name, rate in (lr or {}).items()}
+
+
 def _task_of(
-    name: str, model: Callable[[], nn.Module], train: Any, test: Any, epochs: Any, batch_size: Any, regime: str, classes: Any,
-    multipliers: Any, about: str,
+    name: str, model: Callable[[], nn.Module], train: Any, test: Any, valid: Any, epochs: Any, batch_size: Any, regime: str, classes: Any,
+    loss: Any, metric: Any, better: str | None, patience: Any, multipliers: Any, lr: Any, about: str,
 ) -> Task: # raises `ValueError`
     "What `own_task` does"
     epochs, batch_size = _whole(epochs, "epochs"), _whole(batch_size, "batch_size")
+    patience = None if patience is None else _whole(patience, "patience")
     if not isinstance(multipliers, (Mapping, type(None))):
         raise ValueError(f"multipliers are positive numbers for 'SGD' and 'Adam', not {shown(multipliers)}.")
-    data = Data(stack(train), stack(test, "test"), about, "")
-    if classes is not None:
-        classes = _whole(classes, "classes, the number of classes,")
-    else:
-        both = [split.labels for split in (data.train, data.test)]
-        classes = 0 if any(map(torch.is_floating_point, both)) else int(max(labels.max() for labels in both)) + 1
-    sizes = len(data.train), len(data.test)
-    common = data.test.labels.unique(return_counts=True)[1].max().item()
-    tensors = [part for split in (data.train, data.test) for part in (*split.inputs, split.labels)]
+    (learned, first), rates = _stacked(train, "train"), _rates_of(lr)
+    data = Data(learned, _stacked(test, "test", first)[0], about, "", valid=None if valid is None else _stacked(valid, "valid", first)[0])
+    splits = [split for split in (data.train, data.test, data.valid) if split is not None]
+    labels = [split.labels for split in splits]
+    real = any(map(torch.is_floating_point, labels))
+    classes = _whole(classes, "classes, the number of classes,") if classes is not None else (
+        0 if real else max(int(part.max()) for part in labels) + 1)
+    if loss in (None, F.cross_entropy):
+        loss = F.cross_entropy if real or learned.labels.ndim == 1 else class_entropy
+    tensors = [part for split in splits for part in (*split.inputs, split.labels)]
     data = replace(data, fingerprint=fingerprint(*(part.reshape(len(part), -1) for part in tensors)))
+    sizes, (chosen, common) = (len(data.train), len(data.test)), (_metric_of(metric, better, loss, labels), math.nan)
+    if not real and data.test.labels.ndim == 1:
+        common = data.test.labels.unique(return_counts=True)[1].max().item()
     trial = Budget(min(epochs, 2), batch_size, min(sizes[0], 8 * batch_size), sizes[1])
     return Task(name, regime, classes, partial(_kept, data), model, {"paper": Budget(epochs, batch_size, *sizes), "smoke": trial},
-                chance=100 * common / sizes[1], multipliers={"SGD": 1.0, "Adam": 1.0, **(multipliers or {})})
+                chance=100 * common / sizes[1], multipliers={"SGD": 1.0, "Adam": 1.0, **(multipliers or {})},
+                logits=partial(_by_name, first.names) if first.names else call, loss=loss, metric=chosen,
+                epoch="last" if valid is None else "validation", patience=patience, rates=rates)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-807
 def own_task(
-    name: str,
-    model: Callable[[], nn.Module],
-    train: Any,
-    test: Any,
-    *,
-    epochs: int,
-    batch_size: int,
-    regime: str = "scratch",
-    classes: int | None = None,
-    multipliers: Mapping[str, float] | None = None,
-    about: str = "own data",
+    name: str, model: Callable[[], nn.Module], train: Any, test: Any, *, epochs: int, batch_size: int, valid: Any = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None, metric: Any = None, better: str | None = None, patience: int | None = None,
+    regime: str = "scratch", classes: int | None = None, multipliers: Mapping[str, float] | None = None,
+    lr: Mapping[str, float] | None = None, about: str = "own data",
 ) -> Task:
-    """A classification task from a function that makes the model, and anything that yields batches.
+    """A task of any kind from a function that makes the model, and anything that yields batches.
 
     Parameters
     ----------
     name : str
         Of the task, and of its folder in the store: letters, digits, "-", "_" and ".", at most 100.
     model : function without arguments
-        Makes a fresh model, which returns logits of shape [examples, classes]. Its weights are
-        drawn from torch's global generator.
+        Makes a fresh model, which returns a tensor of outputs, for class numbers logits of shape
+        [examples, classes]. Its weights are drawn from torch's global generator.
     train, test : iterable of batches, or pair of tensors
-        A DataLoader, a list of (inputs, labels), or inputs and labels themselves. Each is gone
-        through once and kept in memory; accuracies are measured on `test`.
+        A DataLoader, a list of (inputs, labels), or inputs and labels themselves; inputs may be a
+        tuple, or a dictionary of what the model takes by name, with "labels" in it or beside it.
+        Each is gone through once and kept in memory.
     epochs, batch_size : int, at least 1
         Passes over the training examples, and examples per step, however a loader cut them.
+    valid : as train and test, or None, default None
+        Examples on which the epoch is chosen; the test is then touched at that epoch alone. None
+        measures on the test after every epoch, and the last epoch counts.
+    loss : function (outputs, labels) -> number or None, default None
+        The mean over a batch. None is the cross entropy of class numbers, of any shape.
+    metric : str, function (outputs, labels) -> number, object, or None, default None
+        "accuracy", "f1", "iou", "rmse", "mae", "r2", "perplexity" or "loss"; a function sees all
+        examples at once; an object with update, compute and reset, as torchmetrics has them, batch
+        by batch. None is accuracy. Real labels need one.
+    better : "higher", "lower" or None, default None
+        Which is good, for a metric of yours that does not say so by `higher_is_better`.
+    patience : int, at least 1, or None, default None
+        Epochs without a better one on `valid` after which a run stops. None goes on to the end.
     regime : "scratch" or "finetune", default "scratch"
         Which of the paper's rates to take.
     classes : int or None, default None
-        How many there are. None counts them, from the labels of both parts.
+        How many there are. None counts them, from the labels of all parts.
     multipliers : mapping or None, default None
         Factor of all rates of the family "SGD" or "Adam", for models that the paper's rates were
         not made for. None is 1 for both.
+    lr : mapping or None, default None
+        Rate of single strategies, such as {"AdamW": 3e-5}; their other rates move in proportion.
     about : str, default "own data"
         Where the data comes from, in words, for the records.
 
@@ -215,7 +325,8 @@ def own_task(
     --------
     >>> task = own_task("mine", lambda: nn.Linear(4, 3), (inputs, labels), (inputs, labels), epochs=5, batch_size=8)
     """
-    return _task_of(name, model, train, test, epochs, batch_size, regime, classes, multipliers, about)
+    return _task_of(name, model, train, test, valid, epochs, batch_size, regime, classes, loss, metric, better, patience, multipliers, lr,
+                    about)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-013
 def _beyond(labels: Tensor, part: str, count: int, what: str) -> str: # empty where all labels are in range
@@ -226,22 +337,33 @@ def _beyond(labels: Tensor, part: str, count: int, what: str) -> str: # empty wh
             + ": count them from 0, not from 1" * (low == 1 and high == count))
 
 
-def _check_split(split: Split, part: str, classes: int) -> None: # raises `ValueError`
+def _no_infinite(x: Tensor, part: str, what: str) -> None: # raises `ValueError`
+    if x.is_floating_point() and not x.isfinite().all():
+        first = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
+        raise ValueError(f"{part} has {what} that are not finite: example {first} is the first.")
+
+
+def _check_split(split: Split, part: str, task: Task, like: Tensor) -> None: # raises `ValueError`
     labels = split.labels
     if not len(split):
         raise ValueError(f"{part} is empty: there is no example in it.")
     for x in split.inputs:
         if len(x) != len(labels):
             raise ValueError(f"{part} has {len(x)} inputs and {len(labels)} labels: each input needs its label.")
-        if x.is_floating_point() and not x.isfinite().all():
-            first = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"{part} has inputs that are not finite: example {first} is the first.")
-    if labels.is_floating_point():
-        raise ValueError(f"the labels of {part} are real numbers ({labels.dtype}): a label is the number of a class, an integer from 0 up; "
-                         "regression is not supported.")
+        _no_infinite(x, part, "inputs")
+    if labels.is_floating_point() and task.metric is None:
+        raise ValueError(f"the labels of {part} are real numbers ({labels.dtype}), and somebody has to say what to do with them: pass "
+                         "loss=F.mse_loss and metric='rmse' for amounts, loss=F.binary_cross_entropy_with_logits and metric='f1' for 0 and "
+                         "1, loss=F.cross_entropy and metric='accuracy' for shares of classes; metric='loss' measures the loss itself.")
+    if labels.shape[1:] != like.shape[1:] or labels.dtype != like.dtype:
+        raise ValueError(f"the labels of {part} have shape {list(labels.shape)} and are {labels.dtype}, those of train have shape "
+                         f"{list(like.shape)} and are {like.dtype}: they have to be of one kind.")
+    _no_infinite(labels, part, "labels")
+    if task.metric is not None or labels.is_floating_point():
+        return
     if labels.ndim != 1:
         raise ValueError(f"the labels of {part} have shape {list(labels.shape)}: one class number for each example is needed, [examples].")
-    if fault := _beyond(labels, part, classes, "classes"):
+    if fault := _beyond(labels, part, task.classes, "classes"):
         raise ValueError(f"{fault}.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-812
@@ -277,30 +399,135 @@ def _fresh_pair(task: Task) -> tuple[nn.Module, nn.Module]: # raises `ValueError
     return model, again
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-814
+def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor: # raises `ValueError`
+    "What a model returns for a batch, if it is a tensor"
+    size = len(inputs[0])
+    shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+    try:
+        outputs = task.logits(model, *inputs)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the model fails on a batch of {size} (inputs of shape {shown}): {type(error).__name__}: {error}") from error
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model returns a {type(outputs).__name__}, not a tensor of logits: pick them out in its forward.")
+    if outputs.ndim == 0:
+        raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes], or "
+                         "what else the loss takes; the loss is taken here.")
+    return outputs
+
+
+def _check_classes(task: Task, outputs: Tensor, data: Data) -> None: # raises `ValueError`
+    "Every class number has its logit"
+    size, labels = len(outputs), data.train.labels
+    parts = [(split.labels, part) for part, split in _splits(data)]
+    if task.metric is None and tuple(outputs.shape) != (size, task.classes):
+        fault = outputs.shape[:-1] == (size,) and next(filter(None, (_beyond(*part, outputs.shape[1], "outputs") for part in parts)), "")
+        raise ValueError(f"the model returns logits of shape {list(outputs.shape)} for a batch of {size}, where "
+                         f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
+    if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
+        return
+    shape = labels[:size].shape
+    if task.loss is class_entropy and outputs.ndim > 2 and outputs.shape[:-1] == shape == outputs.shape[:1] + outputs.shape[2:]:
+        raise ValueError(f"outputs of shape {list(outputs.shape)} for labels of shape {list(shape)} can be read in two ways: which "
+                         "dimension are the classes? Make the examples longer or shorter, or pass a loss and a metric of your own.")
+    try:
+        count = outputs.shape[class_dim(outputs, labels[:size])]
+    except ValueError:
+        return # a loss of somebody's own may know more; the cross entropy will complain by itself
+    for asked, part in parts:
+        if (asked := asked[asked != IGNORED]).numel() and (fault := _beyond(asked, part, count, "outputs")):
+            raise ValueError(f"{fault}; {IGNORED} asks for no answer.")
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-862
+def _splits(data: Data) -> list[tuple[str, Split]]: # what there is, and what it is called
+    return [(part, split) for part in ("train", "test", "valid") if (split := getattr(data, part)) is not None]
+
+
+def _spreads(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> bool:
+    "Whether every output is compared with every label, because one has a dimension that the other lacks"
+    if outputs.shape == labels.shape or outputs.numel() != labels.numel():
+        return False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return not math.isclose(float(function(outputs, labels)), float(function(outputs.reshape(labels.shape), labels)), rel_tol=1e-4)
+    except Exception: # it takes no other shape
+        return False
+
+
+def _is_sum(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Tensor, once: float) -> bool:
+    try:
+        with torch.no_grad():
+            return once != 0 and abs(float(loss(torch.cat([outputs, outputs]), torch.cat([labels, labels]))) / once - 2) < 1e-3
+    except Exception: # it takes no batch twice as large
+        return False
+
+
+def _check_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor: # raises `ValueError`
+    "The loss of a batch, if it is one finite number, a mean, that depends on the outputs"
+    shapes = f"outputs of shape {list(outputs.shape)} and labels of shape {list(labels.shape)}, {labels.dtype}"
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            loss = task.loss(outputs, labels)
+    except (Exception, SystemExit) as error:
+        hint = "" if labels.is_floating_point() else ("; class numbers are labels.argmax(1) where there is one 1 in each row"
+                                                      if outputs.shape == labels.shape and task.loss is class_entropy else
+                                                      "; a loss of real numbers needs labels.float()")
+        raise ValueError(f"the loss fails on {shapes}: {type(error).__name__}: {error}{hint}") from error
+    if any("broadcasting" in str(one.message) for one in warned) or _spreads(task.loss, outputs, labels):
+        raise ValueError(f"the loss would compare every output with every label ({shapes}): give both the same shape, for instance with "
+                         "nn.Flatten(0) at the end of the model.")
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"the loss is a {type(loss).__name__}, not a tensor: compute it with torch, so that it has gradients.")
+    if loss.numel() != 1:
+        raise ValueError(f"the loss of a batch has shape {list(loss.shape)}: it has to be one number, the mean over the batch "
+                         "(reduction='mean').")
+    if not loss.isfinite():
+        raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs"
+                         + (", and at the loss." if task.own("") else "."))
+    if not loss.requires_grad:
+        raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
+    if task.loss not in (F.cross_entropy, class_entropy) and _is_sum(task.loss, outputs, labels, loss.item()):
+        raise ValueError("the loss of a batch twice as large is twice as large: it is a sum over the examples, and the rates are made for "
+                         "a mean (reduction='mean').")
+    return loss
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-864
+def _check_metric(task: Task, model: nn.Module, data: Data, size: int) -> None: # raises `ValueError`
+    "The metric of a fresh model is one number, on a few batches of the test, or on all of it where a few are not enough"
+    assert task.metric is not None
+    for split in (data.test.take(torch.arange(min(len(data.test), 4 * size))), data.test):
+        try:
+            with torch.no_grad():
+                value = task.metric.measure((task.logits(model, *inputs), labels) for inputs, labels in split.batches(size))
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"the metric {task.metric.name} fails on the outputs of the fresh model: {type(error).__name__}: "
+                             f"{error}") from error
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"the metric {task.metric.name} returns a tensor of shape {list(value.shape)}: it has to be one number.")
+        if isinstance(task.metric.measure, partial) and task.metric.measure.func is _at_once:
+            inputs, labels = next(split.batches(size))
+            if _spreads(task.metric.measure.args[0], task.logits(model, *inputs), labels):
+                raise ValueError(f"the metric {task.metric.name} compares every output with every label, since their shapes differ: give "
+                                 "both the same shape, for instance with nn.Flatten(0) at the end of the model.")
+        try:
+            if math.isfinite(float(value)):
+                return
+        except (TypeError, ValueError):
+            raise ValueError(f"the metric {task.metric.name} returns a {type(value).__name__}: it has to be one number.") from None
+    raise ValueError(f"the metric {task.metric.name} of the fresh model is {float(value)} on the test: it has to be a finite number.")
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-863
 def _goes_through(task: Task, model: nn.Module, data: Data, size: int) -> None: # raises `ValueError`
     "A batch of a size goes forward and backward"
     inputs, labels = next(data.train.take(torch.arange(size)).batches(size))
-    shown = " and ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
-    try:
-        logits = task.logits(model, *inputs)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"the model fails on a batch of {size} (inputs of shape {shown}): {type(error).__name__}: {error}") from error
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model returns a {type(logits).__name__}, not a tensor of logits: pick them out in its forward.")
-    if logits.ndim == 0:
-        raise ValueError("the model returns a single number, as a loss would be: let it return logits of shape [examples, classes]; "
-                         "the loss is their cross entropy and is taken here.")
-    if tuple(logits.shape) != (size, task.classes):
-        fault = logits.shape[:-1] == (size,) and (_beyond(data.train.labels, "train", logits.shape[1], "outputs")
-                                                  or _beyond(data.test.labels, "test", logits.shape[1], "outputs"))
-        raise ValueError(f"the model returns logits of shape {list(logits.shape)} for a batch of {size}, where "
-                         f"[{size}, {task.classes}] is needed: examples, classes" + (f"; {fault}." if fault else "."))
-    loss = F.cross_entropy(logits, labels)
-    if not loss.isfinite():
-        raise ValueError("the loss of the fresh model is not a finite number: look at its logits and at the scale of the inputs.")
-    if not loss.requires_grad:
-        raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
-    loss.backward()
+    outputs = _outputs(task, model, inputs)
+    _check_classes(task, outputs, data)
+    same = next((x for x in inputs if x.shape == labels.shape and x.dtype == labels.dtype), None)
+    if task.loss is class_entropy and same is not None and ((labels == same) | (labels == IGNORED)).all():
+        raise ValueError("the labels are the inputs themselves, which the model could copy: for the next token give ids[:, :-1] as inputs "
+                         "and ids[:, 1:] as labels; the shift is not made here.")
+    _check_loss(task, outputs, labels).backward()
 
 
 def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises `ValueError`
@@ -310,6 +537,8 @@ def _passes(task: Task, data: Data, sizes: Iterable[int]) -> nn.Module: # raises
         _goes_through(task, model, data, size)
     if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise ValueError("no gradient reaches a trainable parameter: the logits do not depend on them.")
+    if task.metric is not None:
+        _check_metric(task, model.eval(), data, max(sizes))
     return again
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-816
@@ -330,6 +559,8 @@ def _check_words(task: Task, profile: str, protocol: str) -> Budget: # raises `V
     if not isinstance(lookup(task.profiles, profile, "profile"), Budget):
         raise ValueError(f"profile {profile!r} of the task is {shown(task.profiles[profile])}, not a dals.lab.tasks.Budget.")
     budget = task.budget(profile, protocol)
+    if task.epoch not in ("last", "validation") or task.patience is not None and (task.epoch == "last" or task.patience < 1):
+        raise ValueError("patience is a number of epochs from 1 up, and counts on the validation examples: pass valid= as well.")
     numbers = {"epochs": budget.epochs, "batch_size": budget.batch_size, "train_examples": budget.train_examples,
                "test_examples": budget.test_examples, "classes": task.classes}
     for what, number in numbers.items(): # a record has them, and holds nothing but plain ones
@@ -364,9 +595,11 @@ def check(
     budget = _check_words(task, profile, protocol)
     with _fixed():
         data = _loaded(task, profile)
-        for part, split in (("train", data.train), ("test", data.test)):
-            _check_split(split, part, task.classes)
-        if task.classes < 2:
+        for part, split in _splits(data):
+            _check_split(split, part, task, data.train.labels)
+        if task.epoch == "validation" and data.valid is None:
+            raise ValueError("the epoch is to be chosen on validation examples, and there are none: let read return Data(..., valid=...).")
+        if task.metric is None and task.classes < 2:
             raise ValueError("every label is 0: a classifier needs at least two classes.")
         examples, size = len(data.train), budget.batch_size
         if examples < size:
@@ -446,6 +679,19 @@ def known_as_registered(task: Task) -> Iterator[None]:
             TASKS[task.name] = before
 
 
+@contextmanager
+def known_as_strategies(functions: Sequence[Callable[..., Any]], protocol: str) -> Iterator[None]:
+    "Inside the block functions that make optimizers are strategies of a protocol"
+    mine = [own_strategy(make, protocol).name for make in functions]
+    try:
+        yield
+    finally:
+        rules = get_protocol(protocol)
+        for names in (STRATEGIES, rules.compositions, *rules.settings.values()):
+            for name in mine:
+                names.pop(name, None) # type: ignore[attr-defined]
+
+
 @cache
 def _arrived(source: str) -> Task:
     return pickle.loads(Path(source).read_bytes()) if source.endswith(".pickle") else load_task(source)
@@ -454,38 +700,40 @@ def _arrived(source: str) -> Task:
 def run_from(
     source: str, # "/path/to/my_task.py:task", or the path of a pickled task
     config: Config, # of the run
+    functions: Sequence[Callable[..., Any]] = (), # that make optimizers
 ) -> Run:
     "What a worker does: get the task, once per process, and run one config of it"
-    with known_as_registered(_arrived(source)):
+    with known_as_registered(_arrived(source)), known_as_strategies(functions, config.protocol):
         return run_one(config)
 
 
-def _packed(task: Task) -> bytes: # raises `ValueError` with a sentence
-    "A task that can travel to another process"
+def _packed(what: str, thing: Any) -> bytes: # raises `ValueError` with a sentence
+    "Something that can travel to another process"
     try:
-        content = pickle.dumps(task)
+        content = pickle.dumps(thing)
         if b"__main__" not in content or hasattr(sys.modules["__main__"], "__file__"):
             return content
         reason = "its functions exist in this session alone"
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    raise ValueError(f"task {task.name} cannot travel to worker processes ({reason}): leave jobs at 1, or put the task into a file and "
-                     "give its path, such as 'my_task.py:task'.")
+    raise ValueError(f"{what} cannot travel to worker processes ({reason}): leave jobs at 1, or put it into a file and give "
+                     "its path, such as 'my_task.py:task'.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-022
 class Row(NamedTuple):
     "What the runs of one strategy say together"
     strategy: str # as table 2 prints it
-    generation: str # "1" to "5", or "SOTA"
+    generation: str # "1" to "5", "SOTA", or "own"
     runs: int # how many there are
-    final: Summary | None # accuracy after the last epoch, percent; None where no run finished an epoch
-    best: Summary | None # accuracy of the best epoch, which was picked on the test set
+    final: Summary | None # the score of the epoch that counts, in percent for accuracy; None where no run finished an epoch
+    best: Summary | None # score of the best epoch, which was picked on the test set; None where the epoch is chosen by validation
     epochs: float # median over seeds of the first epoch at the target; infinite where it was never reached
     wait: float # median over seeds of the seconds until then
     seconds: float # mean of a whole run
     relative: float | None # the same in units of Fixed SGD; None without it
     gradients: int # evaluations per step
     diverged: int # runs whose loss or output stopped being finite
+    chosen: float | None = None # median over seeds of the epoch that counts
 
 
 BASELINE = "Fixed SGD"
@@ -493,49 +741,68 @@ BASELINE = "Fixed SGD"
 
 def first_epoch(
     run: Run, # of any strategy
-    target: float, # accuracy in percent
+    target: float, # in the unit of its metric, percent for accuracy
 ) -> float: # infinite where it never was
     "The first epoch at the target"
-    return next((row["epoch"] for row in run.history if row["test_accuracy"] >= target), math.inf)
+    sign = run.measure.sign
+    return next((row["epoch"] for row, score in zip(run.history, run.scores, strict=True) if sign * score >= sign * target), math.inf)
 
 
 def default_target(
     runs: Sequence[Run], # of one task
-) -> float: # percent
-    "What every run of Fixed SGD has after its last epoch, cut to a whole percent; without one, the median of all runs"
-    finals = [(run.strategy == BASELINE, run.final_accuracy) for run in runs if run.final_accuracy is not None]
-    base, every = [final for of_base, final in finals if of_base], [final for _, final in finals]
-    return float(math.floor(min(base) if base else statistics.median(every))) if every else 0.0
+) -> float: # in the unit of its metric, percent for accuracy
+    "What every run of Fixed SGD has after the epoch that counts, cut to a whole percent or two digits; without one, the median of all runs"
+    ends = [(run.strategy == BASELINE, run.scores[run.epoch - 1]) for run in runs if run.epoch]
+    if not ends:
+        return 0.0
+    measure, base, every = runs[0].measure, [end for of_base, end in ends if of_base], [end for _, end in ends]
+    worst = (min(base) if measure.higher else max(base)) if base else statistics.median(every)
+    unit = 1.0 if measure.metric == "accuracy" or not worst else 10.0 ** (math.floor(math.log10(abs(worst))) - 1)
+    return float(f"{(math.floor if measure.higher else math.ceil)(worst / unit) * unit:.6g}")
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-865
+def _row(name: str, some: Sequence[Run], target: float, unit: float | None) -> Row: # unit: seconds of Fixed SGD
+    measure, known = some[0].measure, STRATEGIES.get(name, Strategy(name, "own", "own", "your own"))
+    finals = [score for run in some if (score := run.score) is not None]
+    bests = [] if measure.validated else [measure.sign * max(measure.sign * score for score in run.scores) for run in some if run.history]
+    reached = [(first_epoch(run, target), run) for run in some]
+    wait = [epoch if epoch == math.inf else epoch / len(run.history) * run.seconds for epoch, run in reached]
+    seconds = statistics.fmean(run.seconds for run in some)
+    return Row(name, known.generation, len(some), summary(finals) if finals else None, summary(bests) if bests else None,
+               statistics.median(epoch for epoch, _ in reached), statistics.median(wait), seconds, seconds / unit if unit else None,
+               known.gradients, sum(run.diverged for run in some),
+               statistics.median(run.epoch for run in some if run.epoch) if finals else None)
 
 
 def table(
     runs: Iterable[Run], # of one task, one protocol and one profile
-    target: float | None = None, # percent; None: `default_target`
-) -> list[Row]: # best first, by the mean accuracy after the last epoch
+    target: float | None = None, # in the unit of the metric, percent for accuracy; None: `default_target`
+) -> list[Row]: # best first, by the mean score of the epoch that counts
     "One row for each strategy"
     by_strategy: dict[str, list[Run]] = {}
     for run in (runs := list(runs)):
         by_strategy.setdefault(run.strategy, []).append(run)
-    if target is None:
-        target = default_target(runs)
     base = by_strategy.get(BASELINE)
     unit = statistics.fmean(run.seconds for run in base) if base else None
-    rows = []
-    for name, some in by_strategy.items():
-        final, best = ([value for run in some if (value := getattr(run, what)) is not None] for what in ("final_accuracy", "best_accuracy"))
-        reached = [(first_epoch(run, target), run) for run in some]
-        wait = [epoch if epoch == math.inf else epoch / len(run.history) * run.seconds for epoch, run in reached]
-        seconds = statistics.fmean(run.seconds for run in some)
-        rows.append(Row(name, STRATEGIES[name].generation, len(some), summary(final) if final else None, summary(best) if best else None,
-                        statistics.median(epoch for epoch, _ in reached), statistics.median(wait), seconds,
-                        seconds / unit if unit else None, STRATEGIES[name].gradients, sum(run.diverged for run in some)))
-    return sorted(rows, key=lambda row: (-row.final.mean if row.final else math.inf, row.wait))
+    rows = [_row(name, some, default_target(runs) if target is None else target, unit) for name, some in by_strategy.items()]
+    sign = runs[0].measure.sign if runs else 1
+    return sorted(rows, key=lambda row: (-sign * row.final.mean if row.final else math.inf, row.wait))
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-026
-def _accuracy(value: Summary | None) -> str:
+def _in_unit(value: float, measure: Measure) -> str: # 61.25 for percent, else four digits
+    return f"{value:.2f}" if measure.metric == "accuracy" else f"{value:.4g}"
+
+
+def _spread(value: Summary, measure: Measure) -> float | None: # half of the interval; None where it says nothing
+    half = value.high - value.mean
+    return half if value.n > 2 and (half < 50 or measure.metric != "accuracy") else None
+
+
+def _score(value: Summary | None, measure: Measure) -> str:
     if value is None:
         return "none"
-    return f"{value.mean:.2f}" + (f" ± {value.high - value.mean:.2f}" if value.n > 1 else "")
+    half = _spread(value, measure)
+    return _in_unit(value.mean, measure) + ("" if half is None else f" ± {half:.2f}" if measure.metric == "accuracy" else f" ± {half:.2g}")
 
 
 def _seeds_needed(others: int, level: float = 0.05) -> int:
@@ -543,13 +810,16 @@ def _seeds_needed(others: int, level: float = 0.05) -> int:
     return 1 + math.ceil(math.log2(max(1, others) / level))
 
 
-def _in_words(rows: Sequence[Row], target: float) -> tuple[list[str], list[list[str]]]: # the headings, and a list of texts for each row
+def _in_words(
+    rows: Sequence[Row], target: float, measure: Measure, # what the runs are judged by
+) -> tuple[list[str], list[list[str]]]: # the headings, and a list of texts for each row
     "A table in words"
-    goal = f"{target:g} %"
-    heads = ["strategy", "gen.", "last epoch, %", "best epoch, %", f"epochs to {goal}", f"time to {goal}", "time per run", "SGD = 1",
-             "gradients", "runs", "diverged"]
+    goal, what = f"{target:g}{measure.unit}", measure.unit.strip() or measure.metric
+    heads = ["strategy", "gen.", *((f"test, {what}", "epoch") if measure.validated else (f"last epoch, {what}", f"best epoch, {what}")),
+             f"epochs to {goal}", f"time to {goal}", "time per run", "SGD = 1", "gradients", "runs", "diverged"]
     return heads, [[
-        row.strategy, row.generation, _accuracy(row.final), _accuracy(row.best),
+        row.strategy, row.generation, _score(row.final, measure),
+        ("none" if row.chosen is None else f"{row.chosen:g}") if measure.validated else _score(row.best, measure),
         "never" if row.epochs == math.inf else f"{row.epochs:g}", "never" if row.wait == math.inf else duration(row.wait),
         duration(row.seconds), "" if row.relative is None else f"{row.relative:.2f}", str(row.gradients), str(row.runs),
         str(row.diverged or "")]
@@ -558,41 +828,80 @@ def _in_words(rows: Sequence[Row], target: float) -> tuple[list[str], list[list[
 
 def _ties(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     from dals.lab.statistics import indistinguishable
-    finals = {row.strategy: {run.seed: run.final_accuracy or 0.0 for run in runs if run.strategy == row.strategy} for row in rows}
+    measure = runs[0].measure
+    worst = 0.0 if measure.metric == "accuracy" else min(measure.sign * run.score for run in runs if run.score is not None)
+    finals = {row.strategy: {run.seed: worst if run.score is None else measure.sign * run.score for run in runs
+                             if run.strategy == row.strategy} for row in rows}
     common, need = len(set.intersection(*(set(seeds) for seeds in finals.values()))), _seeds_needed(len(rows) - 1)
     if len(rows) == 1:
         return "There is nothing to compare with."
     if common < need:
         return (f"{common} common seeds cannot tell the first from the other {len(rows) - 1}: the paired test needs {need}. "
-                "Take rows whose intervals overlap for ties.")
+                + ("Take rows whose intervals overlap for ties." if common > 2 else "Take neighbouring rows for ties."))
     alike = indistinguishable(finals)
     return (f"A paired test over {common} seeds, with Holm's correction, tells the first from all others." if len(alike) == 1 else
             f"A paired test over {common} seeds, with Holm's correction, does not tell the first from {', '.join(alike[1:])}.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-831
+def _how_measured(run: Run) -> str:
+    "What is measured, and which epoch counts, where it is not the paper's rule; and whose rates are not the protocol's"
+    own, measure = run.config.get("own", {}), run.measure
+    said = ""
+    if {"loss", "metric"} & own.keys():
+        said = (f" Measured is {measure.metric}, {'higher' if measure.higher else 'lower'} is better; the loss is "
+                f"{own.get('loss', 'cross_entropy')}.")
+    if measure.validated:
+        said += f" Of each run counts the epoch that is best on {run.data['valid']} validation examples; the test was touched there alone."
+    if "patience" in own:
+        said += (f" A run stops after {own['patience']} epoch{'s' * (own['patience'] > 1)} without a better one, in the middle of its "
+                 "schedule.")
+    return said
+
+
+def _order(run: Run, rows: Sequence[Row]) -> str:
+    "By what the rows are ordered"
+    measure = run.measure
+    if measure.validated:
+        return "Ordered by the test at the chosen epoch."
+    gap = statistics.fmean(abs(row.best.mean - row.final.mean) for row in rows if row.best and row.final)
+    return ("Ordered by the last epoch. The best epoch was picked on the test set and is "
+            + (f"{gap:.2f} points" if measure.metric == "accuracy" else f"{gap:.2g}")
+            + f" {'higher' if measure.higher else 'lower'} on average.")
+
+
+def _intervals(rows: Sequence[Row], measure: Measure) -> str:
+    "What stands behind ±, and why it is missing where it is"
+    shown = [_spread(row.final, measure) is not None for row in rows if row.final]
+    return (" ± is Student's 95 % interval of the mean over seeds." * any(shown)
+            + " No ± stands where it would say nothing: below three seeds, or where it is wider than the scale." * (not all(shown)))
+
+
 def _sentences(task: str, runs: Sequence[Run], rows: Sequence[Row], target: float, failed: int) -> list[str]:
     "What a reader must know to believe a table"
-    run = runs[0]
+    run, measure = runs[0], runs[0].measure
     top, config = rows[0], run.config
+    rates = {other.strategy: other.config["own"]["lr"] for other in runs if "lr" in other.config.get("own", {})}
+    given = f", but lr is {' and '.join(f'{rate:g} for {name}' for name, rate in rates.items())}, as the task says" if rates else ""
     said = [f"Task {task}: {config['epochs']} epochs of {run.data['train']} examples in batches of {config['batch_size']}, tested "
-            f"on {run.data['test']}; protocol {run.protocol}. Equal for all are epochs and "
-            f"batches, not gradients or time. Times are those of {' and of '.join(sorted({other.device for other in runs}))}."]
+            f"on {run.data['test']}; protocol {run.protocol}{given}. Equal for all are epochs and "
+            f"batches, not gradients or time. Times are those of {' and of '.join(sorted({other.device for other in runs}))}."
+            + _how_measured(run)]
     if top.final is None:
         return [*said, "No run finished an epoch."]
-    gap = statistics.fmean(row.best.mean - row.final.mean for row in rows if row.best and row.final)
-    said.append(f"Ordered by the last epoch. The best epoch was picked on the test set and is {gap:.2f} points higher on average. "
-                f"± is Student's 95 % interval of the mean over seeds; the size of the test set alone leaves "
-                f"±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on the first row.")
+    said.append(_order(run, rows) + _intervals(rows, measure)
+                + (f" The size of the test set alone leaves ±{1.96 * binomial_se(top.final.mean, run.data['test']):.1f} points on "
+                   "the first row." if measure.metric == "accuracy" and "metric" not in config.get("own", {}) else ""))
     said.append(_ties(runs, [row for row in rows if row.final]))
     if any(row.epochs == math.inf for row in rows):
-        said.append(f"Never: at least half of the seeds do not reach {target:g} %.")
+        said.append(f"Never: at least half of the seeds do not reach {target:g}{measure.unit}"
+                    + " on the validation examples" * measure.validated + ".")
     if lost := [f"{row.strategy} ({row.diverged} of {row.runs})" for row in rows if row.diverged]:
         said.append(f"Diverged, and counted with the epochs that they finished: {', '.join(lost)}.")
     if failed:
         said.append(f"{failed} run{'s' * (failed > 1)} failed and {'are' if failed > 1 else 'is'} not counted; the same call tries again.")
     return said
 
-
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-866
 def _as_text(heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = ["  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in (heads, *rows)]
@@ -603,6 +912,26 @@ def _as_markdown(heads: list[str], rows: list[list[str]], notes: list[str]) -> s
     from dals.lab.render import no_html, table_cell
     lines = [heads, ["---", "---", *["--:"] * (len(heads) - 2)], *(list(map(table_cell, row)) for row in rows)]
     return no_html("\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes), ""]))
+
+
+def _as_numbers(runs: Sequence[Run], rows: Sequence[Row]) -> list[dict[str, Any]]: # one for each row; None where there is no number
+    "A table in numbers, under names that a program can use"
+    def finite(number: float | None) -> float | None:
+        return number if number is not None and math.isfinite(number) else None
+    measure = runs[0].measure
+    return [{"strategy": row.strategy, "generation": row.generation, "runs": row.runs, "metric": measure.metric,
+             "higher_is_better": measure.higher, "mean": row.final and row.final.mean, "low": finite(row.final and row.final.low),
+             "high": finite(row.final and row.final.high), "best_epoch_mean": row.best and row.best.mean, "epoch": row.chosen,
+             "epochs_to_target": finite(row.epochs), "seconds_to_target": finite(row.wait), "seconds": row.seconds,
+             "relative_seconds": row.relative, "gradients": row.gradients, "diverged": row.diverged} for row in rows]
+
+
+def _as_csv(numbers: Sequence[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(numbers[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(numbers)
+    return file.getvalue()
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-852
 def _first_line(protocol: str) -> str:
@@ -616,7 +945,12 @@ def _first_line(protocol: str) -> str:
 def _colour(generation: str) -> str:
     "The colour of a generation (0 is the ink) in the style of now; a name such as C1 would be looked up when the picture is saved"
     from matplotlib.colors import to_hex
-    return to_hex(f"C{generation}" if generation.isdecimal() else "C6")
+    return to_hex(f"C{generation}" if generation.isdecimal() else "C0" if generation == "own" else "C6")
+
+
+def _wide(scores: Iterable[float]) -> bool: # errors of a run that goes astray would leave one line of all others
+    every = list(scores)
+    return bool(every) and min(every) > 0 and max(every) > 100 * min(every)
 
 
 _STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2.5))) # of the strategies of one generation
@@ -627,7 +961,8 @@ def _draw_mean(
     seeds: bool = False,
 ) -> None:
     "The mean over seeds, as long as all of them go on, and the seeds"
-    lines = [[epoch[what] for epoch in run.history] for run in runs if run.strategy == row.strategy and run.history]
+    own = [run for run in runs if run.strategy == row.strategy and run.history]
+    lines = [run.scores if what == "score" else [epoch[what] for epoch in run.history] for run in own]
     if seeds and len(lines) > 1:
         for line in lines:
             ax.plot(range(1, len(line) + 1), line, color=color, lw=0.6, alpha=0.55, zorder=zorder)
@@ -640,7 +975,7 @@ def _draw_curves(
     runs: Sequence[Run], # all of them
     rows: Sequence[Row], # of their strategies
 ) -> Figure:
-    "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
+    "The metric and the training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
     import matplotlib.pyplot as plt
     rows = [row for row in rows if row.final]
     generations = sorted({row.generation for row in rows})
@@ -649,17 +984,21 @@ def _draw_curves(
         axes = fig.subplots(2, len(generations), sharex=True, sharey="row", squeeze=False)
         for column, generation in enumerate(generations):
             own = [row for row in rows if row.generation == generation]
-            for ax, what in zip(axes[:, column], ("test_accuracy", "train_loss"), strict=True):
+            for ax, what in zip(axes[:, column], ("score", "train_loss"), strict=True):
                 for row in rows:
                     if row.generation != generation:
                         _draw_mean(ax, runs, row, what, "-", color="#c9cdd1", lw=0.7, zorder=1)
                 for row, style in zip(own, _STYLES * len(own), strict=False):
                     _draw_mean(ax, runs, row, what, style, color=_colour(generation), lw=1.9, zorder=3, label=row.strategy, seeds=True)
-            axes[0, column].set_title("the paper's own" if generation == "SOTA" else f"generation {generation}", fontsize=9.5)
+            title = {"SOTA": "the paper's own", "own": "your own"}.get(generation, f"generation {generation}")
+            axes[0, column].set_title(title, fontsize=9.5)
             axes[1, column].set_xlabel("epoch")
             axes[1, column].legend(*axes[0, column].get_legend_handles_labels(), fontsize=7.5, loc="upper left", handlelength=2.8,
                                    bbox_to_anchor=(-0.06, -0.2), borderaxespad=0)
-        axes[0, 0].set_ylabel("test accuracy, %")
+        measure = runs[0].measure
+        axes[0, 0].set_ylabel(f"{'validation' if measure.validated else 'test'} {measure.metric}" + ", %" * bool(measure.unit))
+        if _wide(score for run in runs for score in run.scores):
+            axes[0, 0].set_yscale("log")
         axes[1, 0].set_ylabel("training loss")
         losses = [epoch["train_loss"] for run in runs for epoch in run.history]
         if losses and min(losses) > 0:
@@ -671,11 +1010,11 @@ def _draw_curves(
 def _draw_cost(
     runs: Sequence[Run], # all of them
     rows: Sequence[Row], # of their strategies, best first
-    target: float, # accuracy in percent whose time is shown
+    target: float, # whose time is shown
 ) -> Figure:
-    "Beside each strategy, best first: its accuracy after the last epoch, what a run took, and how long the target took"
+    "Beside each strategy, best first: its score, what a run took, and how long the target took"
     import matplotlib.pyplot as plt
-    rows = [row for row in rows if row.final]
+    rows, measure = [row for row in rows if row.final], runs[0].measure
     base = next((row.seconds for row in rows if row.strategy == BASELINE), None)
     unit = base or 1.0
     with plt.style.context(["default", "dals.paper"]):
@@ -684,23 +1023,27 @@ def _draw_cost(
         ink = _colour("0")
         for place, row in enumerate(rows):
             some = [run for run in runs if run.strategy == row.strategy]
-            finals, colour = [run.final_accuracy for run in some if run.final_accuracy is not None], _colour(row.generation)
-            if len(finals) > 1 and row.final:
+            finals, colour = [run.score for run in some if run.score is not None], _colour(row.generation)
+            if row.final and _spread(row.final, measure) is not None:
                 left.plot([row.final.low, row.final.high], [place, place], color=colour, lw=6, alpha=0.22, solid_capstyle="butt")
             left.plot(finals, [place] * len(finals), "o", color=colour, ms=4, alpha=0.8, mew=0)
             left.plot(row.final.mean if row.final else [], place if row.final else [], "|", color=ink, ms=10, mew=2, zorder=3)
             right.plot([0, row.seconds / unit], [place, place], color=colour, lw=3 * row.gradients, alpha=0.35, solid_capstyle="butt")
             if row.wait < math.inf:
                 right.plot(row.wait / unit, place, "D", color=colour, ms=5, mec="white", mew=0.7, zorder=3)
-        every = [run.final_accuracy for run in runs if run.final_accuracy is not None]
-        margin = max(1.0, 0.08 * (max(every) - min(every)))
-        left.set_xlim(min(every) - margin, min(100.5, max(every) + margin)) # an interval of two seeds may go far beyond
+        every = [run.score for run in runs if run.score is not None]
+        if _wide(every):
+            left.set_xscale("log")
+        else: # an interval of few seeds may go far beyond
+            margin = max(1.0 if measure.unit else 0.02 * abs(every[0]), 0.08 * (max(every) - min(every))) or 1.0
+            left.set_xlim(min(every) - margin, min(100.5 if measure.unit else math.inf, max(every) + margin))
         left.set_yticks(range(len(rows)), [row.strategy for row in rows], fontsize=8)
         left.set_ylim(len(rows) - 0.4, -0.6)
-        left.set_xlabel("test accuracy after the last epoch, %")
+        left.set_xlabel(f"test {measure.metric} after the {'chosen' if measure.validated else 'last'} epoch"
+                        + (", %" if measure.unit else f" ({'higher' if measure.higher else 'lower'} is better)"))
         right.set_xlabel(f"time per run, {BASELINE} = 1" if base else "seconds per run")
         right.set_xlim(left=0)
-        right.plot([], [], "D", color=ink, ms=5, label=f"time to {target:g} %")
+        right.plot([], [], "D", color=ink, ms=5, label=f"time to {target:g}{measure.unit}")
         right.plot([], [], color=ink, lw=6, alpha=0.35, label="two gradients per step")
         fig.legend(loc="outside upper right", ncols=2, fontsize=8)
         for ax in (left, right):
@@ -714,7 +1057,7 @@ class Comparison:
     "What a benchmark found: print it, show it in a notebook, draw its curves and costs, save it"
     task: str # its name
     runs: list[Run] # every run behind it
-    target: float # accuracy in percent that `Row.epochs` and `Row.wait` are about
+    target: float # in the unit of the metric, percent for accuracy: what `Row.epochs` and `Row.wait` are about
     failed: dict[Key, str] = field(default_factory=dict) # runs that came to nothing, with the reason
     search: Sequence[str] = () # what is said of the search for their rates
 
@@ -725,7 +1068,7 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]: # the headings, and a list of texts for each row
         "The table in words"
-        return _in_words(self.rows, self.target)
+        return _in_words(self.rows, self.target, self.runs[0].measure)
 
     def notes(self) -> list[str]:
         "The sentences under the table"
@@ -745,29 +1088,45 @@ class Comparison:
         return styled(simple_table(_first_line(self.runs[0].protocol), heads, rows, " ".join(self.notes())))
 
     def curves(self) -> Figure:
-        "Test accuracy and training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
+        "The metric and the training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"
         return _draw_curves(self.runs, self.rows)
 
     def cost(self) -> Figure:
-        "Beside each strategy, best first: its accuracy after the last epoch, what a run took, and how long the target took"
+        "Beside each strategy, best first: its score, what a run took, and how long the target took"
         return _draw_cost(self.runs, self.rows, self.target)
+
+    def to_dict(self) -> dict[str, Any]: # plain JSON values
+        "The table in numbers, the score of every run, and the sentences"
+        runs = [{"strategy": run.strategy, "seed": run.seed, "score": run.score, "epoch": run.epoch, "seconds": run.seconds,
+                 "diverged": run.diverged} for run in self.runs]
+        return {"task": self.task, "target": self.target, "own": self.runs[0].config.get("own", {}),
+                "strategies": _as_numbers(self.runs, self.rows), "runs": runs,
+                "failed": {str(key): reason for key, reason in self.failed.items()}, "notes": self.notes()}
 
     def save(
         self,
         out: str | Path, # folder to write into, made if it is not there
-    ) -> list[Path]: # the files: Markdown, and both pictures as PNG
+    ) -> list[Path]: # the files: Markdown, CSV, JSON, and both pictures as PNG
         "Write table, curves and cost as files; the pictures with SVG and alt text beside them, as chapter 2.6 saves them"
-        import matplotlib.pyplot as plt
-        from dals.lab.render import no_html, save_figure
-        page = Path(out) / f"{self.task}.md"
-        text = f"# {self.task}\n\n{self.markdown()}\n![curves]({self.task}_curves.png)\n\n![cost]({self.task}_cost.png)\n"
-        write_new(page, no_html(text), replace=True)
-        names = ", ".join(row.strategy for row in self.rows)
-        what = {"curves": f"Test accuracy and training loss over epochs on task {self.task}, a column for each generation.",
-                "cost": f"Accuracy after the last epoch and time per run on task {self.task}; best first: {names}."}
-        drawn = {"curves": self.curves(), "cost": self.cost()} if any(row.final for row in self.rows) else {}
-        with plt.style.context(["default", "dals.paper"]):
-            return [page, *(save_figure(fig, f"{self.task}_{name}", out, what[name]).with_suffix(".png") for name, fig in drawn.items())]
+        return _saved(self, Path(out))
+
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-867
+def _saved(found: Comparison, out: Path) -> list[Path]:
+    "What `Comparison.save` does"
+    import matplotlib.pyplot as plt
+    from dals.lab.render import no_html, save_figure
+    task, metric = found.task, found.runs[0].measure.metric
+    pages = {".md": no_html(f"# {task}\n\n{found.markdown()}\n![curves]({task}_curves.png)\n\n![cost]({task}_cost.png)\n"),
+             ".csv": _as_csv(_as_numbers(found.runs, found.rows)), ".json": json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"}
+    for kind, text in pages.items():
+        write_new(out / f"{task}{kind}", text, replace=True)
+    names = ", ".join(row.strategy for row in found.rows)
+    what = {"curves": f"The {metric} and training loss over epochs on task {task}, a column for each generation.",
+            "cost": f"The {metric} on the test and time per run on task {task}; best first: {names}."}
+    drawn = {"curves": found.curves(), "cost": found.cost()} if any(row.final for row in found.rows) else {}
+    with plt.style.context(["default", "dals.paper"]):
+        return [*(out / f"{task}{kind}" for kind in pages),
+                *(save_figure(fig, f"{task}_{name}", out, what[name]).with_suffix(".png") for name, fig in drawn.items())]
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-030
 def _no_strangers(task: Task, data: Data, runs: Iterable[Run], store: Store) -> None: # raises `Conflict`
@@ -783,6 +1142,7 @@ def _train_missing(
     where: str | None, # the whole path of its file and its name; None for an object
     data: Data, # that the check has read
     configs: Sequence[Config], # what is wanted
+    functions: Sequence[Callable[..., Any]], # that make optimizers
     store: Store, # where runs are kept
     jobs: int, # worker processes
     progress: Callable[[str], object] | None, # gets one line per finished run
@@ -792,7 +1152,9 @@ def _train_missing(
         todo = missing(configs, store)
     except Conflict as error:
         raise Conflict(f"{str(error).partition(':')[0]}: give the task another name, or move its folder in the store away.") from None
-    travels = _packed(task) if todo and where is None and jobs != 1 else b""
+    if todo and jobs != 1:
+        _packed("an optimizer of yours", functions)
+    travels = _packed(f"task {task.name}", task) if todo and where is None and jobs != 1 else b""
     if todo and where is not None and load_task(where).load(configs[0].profile).fingerprint != data.fingerprint:
         raise ValueError(f"{Path(where).name} makes other data each time it is run, and every worker runs it: fix the seed of what is "
                          "drawn there, such as train_test_split(..., random_state=0).")
@@ -802,45 +1164,64 @@ def _train_missing(
         progress(f"{len(todo)} of {len(configs)} runs to do" if todo else f"nothing to do: all {len(configs)} runs are in the store")
     if not todo:
         return {}
-    if where is None and jobs == 1:
+    if jobs == 1:
         with ThreadPoolExecutor(1) as here:
             return sweep(todo, store, progress=progress, executor=here).failed
     with tempfile.TemporaryDirectory() as folder:
         source = Path(where or Path(folder) / "task.pickle")
         if where is None:
             source.write_bytes(travels)
-        return sweep(todo, store, jobs, progress, run=partial(run_from, str(source))).failed
+        return sweep(todo, store, jobs, progress, run=partial(run_from, str(source), functions=functions)).failed
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-844
+def _named(strategies: Any) -> tuple[list[str], list[Callable[..., Any]]]: # names, and the functions among what was asked for
+    "Names of strategies, whatever way they were asked for"
+    one = isinstance(strategies, (str, Strategy)) or callable(strategies)
+    wanted: list[Any] = list(STRATEGIES) if strategies == "all" else [strategies] if one else list(strategies)
+    functions = [each for each in wanted if callable(each)]
+    return [each.name if isinstance(each, Strategy) else getattr(each, "__name__", each) for each in wanted], functions
+
+
+def _check_target(target: float | None, task: Task) -> None: # raises `ValueError`
+    accuracy = task.metric is None or task.metric.name == "accuracy"
+    if target is not None and not (0 <= target <= 100 if accuracy else math.isfinite(target)):
+        raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}." if accuracy else
+                         f"target is a number in the unit of {task.metric.name}, not {target}.") # type: ignore[union-attr]
+
+
 def _benchmark(
-    task: Task | str, strategies: Sequence[str] | str, seeds: int | Iterable[int], jobs: int, target: float | None, protocol: str,
-    profile: str, device: str | None, store: Store, progress: Callable[[str], object] | None, tuned: bool,
+    task: Task | str, strategies: Any, seeds: int | Iterable[int], jobs: int, target: float | None, protocol: str,
+    profile: str, device: str | None, fast: bool, store: Store, progress: Callable[[str], object] | None, tuned: bool,
 ) -> Comparison:
     "What `benchmark` does"
     from dals.lab.tuning import searched_configs
     if tuned and protocol not in ("paper", "tuned"):
         raise ValueError(f"tuned rates are multiples of the paper's, not of those of protocol {protocol}: leave one of the two out.")
     tuned = tuned or protocol == "tuned"
-    if target is not None and not 0 <= target <= 100:
-        raise ValueError(f"target is an accuracy in percent, from 0 to 100, not {target}.")
     if importlib.util.find_spec("scipy") is None:
         raise ModuleNotFoundError("the intervals of the table need the package scipy: pip install 'dals[report]' brings it.", name="scipy")
     where = os.path.abspath(task) if isinstance(task, str) else None # now: what is in the file may change the folder
     task = load_task(task) if isinstance(task, str) else task
-    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
-    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not names or not numbers:
-        raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
-    find_device(device)
-    data, protocol = check(task, profile, "paper" if tuned else protocol, names), "tuned" if tuned else protocol
-    configs = [Config(task.name, name, seed, protocol, profile, device=device, fast=False) for seed in numbers for name in names]
-    with known_as_registered(task):
-        search: list[str] = []
-        if tuned:
-            configs, search = searched_configs(task, where, names, numbers, store, profile, device, jobs, progress)
-        _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
-        failed = _train_missing(task, where, data, configs, store, jobs, progress)
+    if isinstance(task, Task):
+        _check_target(target, task)
+    wanted, functions = _named(strategies)
+    if tuned and functions:
+        raise ValueError(f"{functions[0].__name__} makes an optimizer whose rates are in its own lines, so there is nothing to search for: "
+                         "leave it out, or compare without tuned rates.")
+    with known_as_strategies(functions, protocol):
+        names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
+        numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+        if not names or not numbers:
+            raise ValueError(f"a benchmark needs at least one strategy and one seed, not {len(names)} and {len(numbers)}.")
+        find_device(device)
+        data, protocol = check(task, profile, "paper" if tuned else protocol, names), "tuned" if tuned else protocol
+        configs = [Config(task.name, name, seed, protocol, profile, device=device, fast=fast) for seed in numbers for name in names]
+        with known_as_registered(task):
+            search: list[str] = []
+            if tuned:
+                configs, search = searched_configs(task, where, names, numbers, store, profile, device, fast, jobs, progress)
+            _no_strangers(task, data, store.runs(task.name, profile, protocol), store)
+            failed = _train_missing(task, where, data, configs, functions, store, jobs, progress)
     found = [store.get(task.name, profile, protocol, name, seed) for name in names for seed in numbers]
     runs = [run for run in found if run is not None]
     if not runs:
@@ -851,17 +1232,12 @@ def _benchmark(
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-845
 def benchmark(
     task: Task | str,
-    strategies: Sequence[str] | str = "all",
+    strategies: Sequence[Any] | str = "all",
     seeds: int | Iterable[int] = 5,
     *,
-    jobs: int = 1,
-    target: float | None = None,
-    protocol: str = "paper",
-    profile: str = "paper",
-    device: str | None = None,
-    store: Store | None = None,
-    progress: Callable[[str], object] | None = print,
-    tuned: bool = False,
+    tuned: bool = False, protocol: str = "paper", profile: str = "paper", target: float | None = None,
+    jobs: int = 1, device: str | None = None, fast: bool = False,
+    store: Store | None = None, progress: Callable[[str], object] | None = print,
 ) -> Comparison:
     """Train strategies on a task with several seeds, except for runs that the store has, and compare them.
 
@@ -869,19 +1245,22 @@ def benchmark(
     ----------
     task : Task or str
         What `own_task` made, or where it is: "my_task.py:task".
-    strategies : sequence of str or str, default "all"
-        Names of `STRATEGIES`, one of them, or "all".
+    strategies : sequence of str or functions, or str, default "all"
+        Names of `STRATEGIES`, one of them, or "all"; a function from parameters to an optimizer of
+        yours is a row under its name, at a constant rate.
     seeds : int or iterable of int, default 5
         How many, from 0 up; or which. Fewer than five say little.
     jobs : int, at least 1, default 1
-        Worker processes, one thread each. With 1, a task given as an object is trained right here.
-    target : float in [0, 100] or None, default None
-        Accuracy in percent whose first epoch is compared. None is what every seed of Fixed SGD ends
-        with, cut to a whole percent.
+        Worker processes, one thread each. With 1, everything is trained right here.
+    target : float or None, default None
+        Accuracy in percent, or number in the unit of another metric, whose first epoch is compared.
+        None is what every seed of Fixed SGD ends with, rounded to what is easier.
     protocol, profile : str, default "paper"
         Whose rates; and the budget: "paper" is what the task says, "smoke" a trial.
     device : str or None, default None
         Where to train, such as "cuda". None is the CPU.
+    fast : bool, default False
+        Whether to compile the model, and on CUDA to replay its passes as graphs, as `fit` can.
     store : Store or None, default None
         Where runs are kept. None is `_results`, beside settings.ini or else in the current folder.
     progress : function or None, default print
@@ -907,4 +1286,4 @@ def benchmark(
     >>> found = benchmark(task, ["Fixed SGD", "AdamW", "DALS"], seeds=5)  # doctest: +SKIP
     >>> print(found)  # doctest: +SKIP
     """
-    return _benchmark(task, strategies, seeds, jobs, target, protocol, profile, device, store or Store(), progress, tuned)
+    return _benchmark(task, strategies, seeds, jobs, target, protocol, profile, device, fast, store or Store(), progress, tuned)

@@ -160,9 +160,10 @@ def expected(
     times: dict[str, list[tuple[Run, float]]] = {}
     for run in runs:
         try:
-            times.setdefault(run.task, []).append((run, run.seconds / work(run.task, run.profile, run.protocol)))
+            second = run.seconds / work(run.task, run.profile, run.protocol)
         except ValueError: # of a task or profile that is no more
             continue
+        times.setdefault(run.task, []).append((run, second))
 
     def rate(task: str, profile: str, strategy: str, device: str, alone: bool = False) -> float | None: # seconds per unit of work
         found: dict[tuple[bool, bool], list[tuple[Run, float]]] = {}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'Key', 'Config', 'Run', 'Cell', 'cell_of']
+__all__ = ['THRESHOLDS', 'Key', 'Config', 'Measure', 'Run', 'Cell', 'cell_of']
 
 # %% ../../nbs/4_workshop/20_records.ipynb #20_records-a06
 class Key(NamedTuple):
@@ -93,6 +93,23 @@ class Config:
 THRESHOLDS = (60, 70, 80, 90) # test accuracies in percent whose first epoch is recorded
 
 
+class Measure(NamedTuple):
+    "What a run is judged by"
+    metric: str = "accuracy" # its name
+    higher: bool = True # whether more is better
+    validated: bool = False # whether the epoch was chosen on validation examples, and the test touched only there
+
+    @property
+    def unit(self) -> str:
+        "Behind the number"
+        return " %" if self.metric == "accuracy" else ""
+
+    @property
+    def sign(self) -> int:
+        "What a score is multiplied by where more has to be better"
+        return 1 if self.higher else -1
+
+
 @dataclass
 class Run:
     "The record of one run; `to_dict` and `from_dict` are its JSON form"
@@ -103,11 +120,11 @@ class Run:
     seed: int # moves initialisation, order and dropout, never the data
     backbone: str | None # the pretrained encoder, None from scratch
     data: dict[str, Any] # copy, fingerprint, and the numbers of examples in train and test
-    config: dict[str, Any] # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters as used, overrides as asked for
-    history: list[dict[str, Any]] # per epoch: epoch, train_loss, test_accuracy in percent, lr
-    best_accuracy: float | None # percent; None where no epoch was finished
+    config: dict[str, Any] # epochs, batch_size, steps_per_epoch, multiplier, hyperparameters as used, overrides as asked for; perhaps own
+    history: list[dict[str, Any]] # per epoch: epoch, train_loss, test_accuracy in percent, lr; another metric has its own name there
+    best_accuracy: float | None # percent; None where no epoch was finished, or where `own` names another metric or rule
     final_accuracy: float | None # percent, of the last finished epoch
-    epochs_to: dict[str, int | None] # threshold in percent -> first epoch at or above it
+    epochs_to: dict[str, int | None] # threshold in percent -> first epoch at or above it; empty for another metric or rule
     diverged: bool # whether a loss or an output was not finite; the history ends before that epoch
     seconds: float # wall time of training and evaluation
     device: str # in words
@@ -127,6 +144,31 @@ class Run:
     def key(self) -> Key:
         "What names the run"
         return Key(self.task, self.profile, self.protocol, self.strategy, self.seed, self.variant)
+
+    @property
+    def measure(self) -> Measure:
+        "What it is judged by: `own` in its config, where there is one, says what is otherwise than in the paper"
+        own = self.config.get("own", {})
+        return Measure(own.get("metric", "accuracy"), own.get("higher", True), own.get("epoch") == "validation")
+
+    @property
+    def scores(self) -> list[float]:
+        "The metric after every epoch: on the validation examples where there are some, else on the test"
+        key = f"{'valid' if self.measure.validated else 'test'}_{self.measure.metric}"
+        return [row[key] for row in self.history]
+
+    @property
+    def epoch(self) -> int | None:
+        "The epoch that counts, from 1 up: the first of the best on the validation examples, else the last; None where there is none"
+        if not self.measure.validated:
+            return len(self.history) or None
+        signed = [self.measure.sign * score for score in self.scores]
+        return signed.index(max(signed)) + 1 if signed else None
+
+    @property
+    def score(self) -> float | None:
+        "What comparisons go by: the metric on the test after the epoch that counts; `measure` says whether more is better"
+        return self.history[self.epoch - 1][f"test_{self.measure.metric}"] if self.epoch else None
 
     def to_dict(self) -> dict[str, Any]:
         "Plain JSON values"

@@ -279,7 +279,8 @@ def fit_seeds(
             seed_everything(seed, data.stream)
             models.append(task.model())
             streams.append(torch.get_rng_state())
-        if reason := obstacle(models[0], data.train):
+        own = "its task has a loss, a metric, a validation split or rates of its own" if task.own(chosen.name) else None
+        if reason := own or obstacle(models[0], data.train):
             raise ValueError(f"Runs of {task.name} cannot be trained at once, because {reason}: train them in turn with fit.")
         model = stacked(models).to(place).train()
         train, test = data.train.to(place), data.test.to(place)
@@ -324,7 +325,7 @@ def faster_together(
     "Whether a task's model is a small chain, which several seeds fill a processor better than one"
     with torch.random.fork_rng(devices=[]):
         try:
-            return is_chain(get_task(task).model())
+            return is_chain((found := get_task(task)).model()) and not (found.own("") or found.rates)
         except Unavailable:
             return False
 

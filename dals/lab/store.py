@@ -64,6 +64,8 @@ _PARTS: dict[str, dict[str, tuple[type, ...]]] = {
     "data": {"copy": _TEXT, "fingerprint": _TEXT, "train": (int,), "test": (int,)},
     "config": {"epochs": (int,), "batch_size": (int,), "steps_per_epoch": (int,), "multiplier": _NUMBER, "hyperparameters": (dict,),
                "overrides": (dict,)}}
+_MORE: dict[str, dict[str, tuple[type, ...]]] = {"data": {"valid": (int,)}, "config": {"own": (dict,)}} # of tasks that are not the paper's
+_OWN: dict[str, tuple[type, ...]] = {"loss": _TEXT, "metric": _TEXT, "higher": (bool,), "epoch": _TEXT, "patience": (int,), "lr": _NUMBER}
 
 
 def shown(
@@ -98,11 +100,14 @@ def _check_fields(run: Run) -> None:
         _demand(value is None or (0 if name in ("seconds", "peak_memory") else 1) <= value <= most, name, value, "a possible number")
     for name, parts in _PARTS.items():
         values = getattr(run, name)
-        _demand(values.keys() == parts.keys(), name, values, f"made of {', '.join(parts)}")
-        for part, kinds in parts.items():
-            value = values[part]
+        _demand(values.keys() - _MORE[name] == parts.keys(), name, values, f"made of {', '.join(parts)}")
+        for part, value in values.items():
+            kinds = {**parts, **_MORE[name]}[part]
             fine = type(value) in kinds and value != "" and _one_line(value) and (type(value) not in _NUMBER or 0 < value < 1e12)
             _demand(fine, f"{name}.{part}", value, "what belongs there")
+    for name, value in run.config.get("own", {}).items():
+        fine = type(value) in _OWN.get(name, ()) and _one_line(value) and (type(value) not in _NUMBER or 0 < value < math.inf)
+        _demand(fine and value != "", f"config.own.{name}", value, "what belongs there")
     for part in ("hyperparameters", "overrides"):
         for name, value in run.config[part].items():
             _demand(_plain(value), f"config.{part}.{name}", value, "a setting")
@@ -112,28 +117,31 @@ def _check_fields(run: Run) -> None:
     _demand(datetime.fromisoformat(run.finished).tzinfo, "finished", run.finished, "a time with its zone")
 
 # %% ../../nbs/4_workshop/12_store.ipynb #11_results-082
-_row = itemgetter("epoch", "train_loss", "test_accuracy", "lr")
-
-
 def _check_history(run: Run) -> None:
     "The history is one of numbers, and everything that follows from it does."
-    rows, epochs, test = run.history, run.config["epochs"], run.data["test"]
-    _demand(all(type(row) is dict and len(row) == 4 for row in rows), "history", rows, "rows of epoch, train_loss, test_accuracy and lr")
-    numbers, losses, scores, rates = map(list, zip(*map(_row, rows), strict=True)) if rows else ([], [], [], [])
+    rows, epochs, test, own = run.history, run.config["epochs"], run.data["test"], run.config.get("own", {})
+    metric, validated, plain = run.measure.metric, run.measure.validated, not {"metric", "epoch"} & own.keys()
+    names = ("epoch", "train_loss", f"{'valid' if validated else 'test'}_{metric}", "lr")
+    _demand(all(type(row) is dict and names[2] in row for row in rows), "history", rows, f"rows of {', '.join(names)}")
+    numbers, losses, scores, rates = map(list, zip(*map(itemgetter(*names), rows), strict=True)) if rows else ([], [], [], [])
     _demand(numbers == list(range(1, len(rows) + 1)) and {*map(type, numbers)} <= {int}, "epochs", numbers, "1, 2, 3 and so on")
-    for name, values in (("train_loss", losses), ("test_accuracy", scores), ("lr", rates)):
+    for name, values in (("train_loss", losses), (names[2], scores), ("lr", rates)):
         _demand({*map(type, values)} <= {int, float} and all(map(math.isfinite, values)), name, values, "finite numbers")
-    _demand(len(rows) < epochs if run.diverged else len(rows) == epochs, "history", f"{len(rows)} epochs long",
+    for row in rows: # a chosen epoch has its test beside its validation
+        _demand(len(row) == 4 + (validated and row["epoch"] == run.epoch), "history", rows, f"rows of {', '.join(names)}")
+    _demand(type(run.score) in (int, float, type(None)) and math.isfinite(run.score or 0), f"test_{metric}", run.score, "a finite number")
+    stopped = "patience" in own and len(rows) - (run.epoch or 0) == own["patience"]
+    _demand(len(rows) < epochs if run.diverged else len(rows) == epochs or stopped, "history", f"{len(rows)} epochs long",
             f"{'shorter than' if run.diverged else 'as long as'} the {epochs} of its config")
-    _demand(not rows or (min(scores) >= 0 and max(scores) <= 100), "test_accuracy", scores, "percent")
-    _demand(not rows or (min(losses) >= 0 and min(rates) >= 0), "train_loss and lr", [*losses, *rates], "from 0 up")
-    for score in {*scores}:
+    _demand(metric != "accuracy" or not rows or (min(scores) >= 0 and max(scores) <= 100), names[2], scores, "percent")
+    _demand(not rows or ((min(losses) >= 0 or "loss" in own) and min(rates) >= 0), "train_loss and lr", [*losses, *rates], "from 0 up")
+    for score in {*scores} if plain else ():
         right = score * test / 100
         _demand(abs(right - round(right)) < 1e-6, "test_accuracy", score, f"a share of {test} examples")
-    for name, value, follows in (("best_accuracy", run.best_accuracy, max(scores, default=None)),
-                                 ("final_accuracy", run.final_accuracy, scores[-1] if scores else None)):
+    for name, value, follows in (("best_accuracy", run.best_accuracy, max(scores, default=None) if plain else None),
+                                 ("final_accuracy", run.final_accuracy, scores[-1] if scores and plain else None)):
         _demand(type(value) in (int, float, type(None)) and value == follows, name, value, f"the {follows} that follows from its history")
-    _demand({*map(str, THRESHOLDS)} <= run.epochs_to.keys(), "epochs_to", run.epochs_to, f"about {THRESHOLDS}")
+    _demand({*map(str, THRESHOLDS)} <= run.epochs_to.keys() or not plain, "epochs_to", run.epochs_to, f"about {THRESHOLDS}")
     for level, epoch in run.epochs_to.items():
         first = next((i for i, score in enumerate(scores, 1) if score >= float(level)), None)
         _demand(type(epoch) in (int, type(None)) and epoch == first, f"epochs_to.{level}", epoch,

@@ -54,7 +54,7 @@ def missing(
         there = store.get(*key, where="local" if only_local else None)
         if there is None:
             todo.append(config)
-        elif names := _differing({name: there.config.get(name) for name in asked}, asked):
+        elif names := _differing({name: there.config.get(name) for name in {*asked, *there.config} - {"steps_per_epoch"}}, asked):
             raise Conflict(f"the {there.origin} store holds {key} with other settings than those of today " # type: ignore[attr-defined]
                            f"({', '.join(names)}): give this run a variant, or move the old record away")
         else:
@@ -82,7 +82,12 @@ _alone = threading.Lock() # a run uses torch's global random generators: one at 
 
 
 def _summary(run: Run) -> Answer:
-    return {"best": run.best_accuracy, "final": run.final_accuracy, "seconds": run.seconds, "diverged": run.diverged}
+    measure = run.measure
+    if measure.metric == "accuracy" and not measure.validated:
+        text = f"best {run.best_accuracy:.2f} %, final {run.final_accuracy:.2f} %" if run.history else "no epoch"
+    else:
+        text = f"{measure.metric} {run.score:.4g}{measure.unit} after epoch {run.epoch}" if run.history else "no epoch"
+    return {"text": text, "seconds": run.seconds, "diverged": run.diverged}
 
 
 def _note_failure(store: Store, config: Config, text: str) -> Answer:
@@ -416,7 +421,7 @@ class _Progress:
             text = "FAILED, " + answer["error"].splitlines()[0]
         else:
             self.times.setdefault(key[:4], []).append(answer["seconds"])
-            text = "diverged" if answer["diverged"] else f"best {answer['best']:.2f} %, final {answer['final']:.2f} %"
+            text = "diverged" if answer["diverged"] else answer["text"]
             text += f", {duration(answer['seconds'])}"
         self.say(f"[{self.total - len(self.left):{len(str(self.total))}d}/{self.total}] {key}: {text}{self.tell()}")
 

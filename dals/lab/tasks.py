@@ -8,29 +8,33 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import math
 import os
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn, Tensor
+from torch.nn import functional as F
 
 from ..recipes.strategies import get_protocol, lookup, Registry
 
 # %% auto #0
-__all__ = ['TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Budget', 'spread', 'shuffled', 'call', 'Task', 'get_task',
-           'Unavailable', 'available', 'mlp', 'read_synthetic', 'sum_rule', 'product_rule', 'read_synthetic_released',
-           'loader_permutation', 'loader_shuffled', 'data_file', 'columns', 'answers', 'validation']
+__all__ = ['IGNORED', 'Sums', 'METRICS', 'TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Metric', 'class_dim', 'class_entropy',
+           'answered', 'Budget', 'spread', 'shuffled', 'call', 'Task', 'get_task', 'Unavailable', 'available', 'mlp',
+           'read_synthetic', 'sum_rule', 'product_rule', 'read_synthetic_released', 'loader_permutation',
+           'loader_shuffled', 'data_file', 'columns', 'answers', 'validation']
 
 # %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-008
 @dataclass(frozen=True)
 class Split:
     "Examples in memory: what the model takes, and what it should answer"
     inputs: tuple[Tensor, ...] # the arguments of the model, each of shape [examples, ...]
-    labels: Tensor # class numbers, int64 of shape [examples]
+    labels: Tensor # what is to be answered, of shape [examples, ...]; in the paper class numbers, int64 of shape [examples]
     lengths: Tensor | None = None # tokens per example, on the CPU; None where nothing is padded
 
     def __len__(self) -> int:
@@ -57,12 +61,13 @@ class Split:
 # %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-012
 @dataclass(frozen=True)
 class Data:
-    "The two splits of a task, and where they come from"
+    "The splits of a task, and where they come from"
     train: Split
     test: Split
     copy: str # which copy of the data this is, in words
     fingerprint: str # equal fingerprints, equal data
     stream: Tensor | None = None # state of the random generator after the data was drawn; None where nothing was drawn
+    valid: Split | None = None # on which the epoch is chosen; None: none is chosen
 
 
 def fingerprint(*parts: Tensor | str) -> str: # twelve hex digits
@@ -73,6 +78,105 @@ def fingerprint(*parts: Tensor | str) -> str: # twelve hex digits
             part = str([f"{mean:.4f}" for mean in part.double().mean(0).tolist()] if part.is_floating_point() else part.tolist())
         digest.update(part.encode())
     return digest.hexdigest()[:12]
+
+# %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-713
+IGNORED = -100 # a class number that asks for no answer, as torch's cross entropy has it
+
+
+@dataclass(frozen=True)
+class Metric:
+    "A number that says how good the answers to a test are"
+    name: str # as tables and records have it
+    higher: bool # whether more is better
+    measure: Callable[[Iterable[tuple[Tensor, Tensor]]], Any] # from (outputs, targets) of every batch to a number
+
+
+def class_dim(
+    outputs: Tensor, # of a model
+    targets: Tensor, # of one dimension fewer
+) -> int: # 1 as torch has it, or -1; raises `ValueError` where neither fits
+    "Which dimension of the outputs counts the classes"
+    for dim in (1, -1):
+        if outputs.ndim == targets.ndim + 1 and outputs.shape[:dim] + outputs.shape[dim:][1:] == targets.shape:
+            return dim
+    raise ValueError(f"outputs of shape {list(outputs.shape)} do not fit targets of shape {list(targets.shape)}")
+
+
+def class_entropy(
+    outputs: Tensor, # [examples, classes, ...] or [examples, ..., classes]
+    targets: Tensor, # class numbers, [examples, ...]
+) -> Tensor: # one number
+    "Cross entropy for one class number per place, wherever the outputs have their classes"
+    return F.cross_entropy(outputs.movedim(class_dim(outputs, targets), 1), targets)
+
+
+def answered(
+    outputs: Tensor, # logits
+    targets: Tensor, # class numbers; else one truth for each output: shares of classes, or 0 and 1
+    shares: bool = False, # whether they are shares of classes
+) -> tuple[Tensor, Tensor, int]: # answers and truths of all places in a row; how many classes, 0 where answers are yes and no
+    "What the outputs answer, and what is true: the class of the largest logit, or yes above 0"
+    if shares:
+        return outputs.argmax(1).flatten(), targets.argmax(1).flatten(), outputs.shape[1]
+    if outputs.numel() == targets.numel():
+        return outputs.reshape(targets.shape) > 0, targets > 0.5, 0
+    dim = class_dim(outputs, targets)
+    counted = targets != IGNORED
+    return outputs.argmax(dim)[counted], targets[counted], outputs.shape[dim]
+
+# %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-715
+Sums = tuple[Tensor, ...]
+
+
+def _right(outputs: Tensor, targets: Tensor, shares: bool = False) -> Sums:
+    answers, truths, _ = answered(outputs, targets, shares)
+    return (answers == truths).sum(), torch.tensor(answers.numel())
+
+
+def _hits(outputs: Tensor, targets: Tensor, shares: bool = False) -> Sums: # of every class: right, answered, true
+    answers, truths, classes = answered(outputs, targets, shares)
+    if classes:
+        answers, truths = F.one_hot(answers, classes), F.one_hot(truths, classes)
+    elif answers.ndim != 2:
+        answers, truths = answers.reshape(-1, 1), truths.reshape(-1, 1)
+    return (answers * truths).sum(0), answers.sum(0), truths.sum(0)
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Sums: # of every column of the targets: number, |error|, error^2, target, target^2
+    if outputs.numel() != targets.numel():
+        raise ValueError(f"outputs of shape {list(outputs.shape)} do not fit targets of shape {list(targets.shape)}")
+    truth = targets.double().reshape(len(targets), -1)
+    off = outputs.double().reshape(truth.shape) - truth
+    return torch.tensor(len(truth)), off.abs().sum(0), off.square().sum(0), truth.sum(0), truth.square().sum(0)
+
+
+def _surprise(outputs: Tensor, targets: Tensor) -> Sums:
+    logits = outputs.double().movedim(class_dim(outputs, targets), 1)
+    return F.cross_entropy(logits, targets, reduction="sum"), (targets != IGNORED).sum()
+
+
+def _mean_over(parts: Tensor, whole: Tensor) -> float: # of the classes that were true or answered somewhere
+    return float((parts / whole)[whole > 0].mean())
+
+
+_FROM_SUMS: dict[str, tuple[Callable[..., Sums], Callable[..., float]]] = {
+    "accuracy": (_right, lambda right, n: 100 * float(right) / float(n)),
+    "f1": (_hits, lambda right, said, true: _mean_over(2 * right, said + true)),
+    "iou": (_hits, lambda right, said, true: _mean_over(right, said + true - right)),
+    "rmse": (_errors, lambda n, near, square, *_: math.sqrt(square.mean() / n)),
+    "mae": (_errors, lambda n, near, *_: float(near.mean() / n)),
+    "r2": (_errors, lambda n, near, square, t, t2: float((1 - square / (t2 - t * t / n)).mean())),
+    "perplexity": (_surprise, lambda loss, n: float((loss / n).exp())),
+}
+
+
+def _summed(name: str, batches: Iterable[tuple[Tensor, Tensor]], **more: Any) -> float:
+    sums, number = _FROM_SUMS[name]
+    total = [sum(parts) for parts in zip(*(sums(*batch, **more) for batch in batches), strict=True)]
+    return number(*(part.cpu() for part in total)) # type: ignore[union-attr]
+
+
+METRICS = {name: Metric(name, name not in ("rmse", "mae", "perplexity"), partial(_summed, name)) for name in _FROM_SUMS}
 
 # %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-016
 @dataclass(frozen=True)
@@ -114,19 +218,39 @@ class Task:
     read: Callable[[Budget], Data] # at least what the budget asks for; raises `Unavailable`; leaves the global generator alone
     model: Callable[[], nn.Module] # a fresh model on the CPU, drawn from the global generator; raises `Unavailable`
     profiles: dict[str, Budget] # "paper", "cpu" and "smoke"
-    chance: float # percent that the most frequent class scores on the whole test split
+    chance: float # percent that the most frequent class scores on the whole test split; NaN where answers are no classes
     backbone: str | None = None # the pretrained encoder, None from scratch
     draw: Callable[[int], Data] | None = None # another draw of the data, where the data is drawn
     augment: Callable[[Tensor], Tensor] | None = None # of the inputs of a training batch, where the protocol augments
     stand_in: bool = False # whether backbone or data stand in for the paper's
     multipliers: dict[str, float] = field(default_factory=lambda: {"SGD": 1.0, "Adam": 1.0}) # for all rates of a family
     order: Callable[[Split, int], Tensor] = shuffled # of an epoch: from the examples and the batch size to an index
-    logits: Callable[..., Tensor] = call # from a model and the inputs of a batch to [examples, classes]
+    logits: Callable[..., Tensor] = call # from a model and the inputs of a batch to [examples, classes], or what the loss takes
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy # from outputs and labels of a batch to one number, a mean over the examples
+    metric: Metric | None = None # what is measured; None: the share of right answers, in percent
+    epoch: str = "last" # which one counts: "last", or "validation", the best on `Data.valid`
+    patience: int | None = None # epochs without a better one on `Data.valid` after which a run ends; None: it never does
+    rates: Mapping[str, float] = field(default_factory=dict) # strategy -> its lr, in place of the protocol's
 
     @property
     def base(self) -> str:
         "The paper's name of the task, without backbone and data copy"
         return self.name.partition("+")[0]
+
+    def own(self, strategy: str) -> dict[str, Any]:
+        "What a run does otherwise than the paper's tasks would have it, for its record; empty where it is nothing"
+        found: dict[str, Any] = {}
+        if self.loss not in (F.cross_entropy, class_entropy):
+            found["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__).strip("<>") # of a lambda
+        if self.metric is not None:
+            found |= {"metric": self.metric.name, "higher": self.metric.higher}
+        if self.epoch != "last":
+            found["epoch"] = self.epoch
+        if self.patience is not None:
+            found["patience"] = self.patience
+        if strategy in self.rates:
+            found["lr"] = self.rates[strategy]
+        return found
 
     def budget(self, profile: str, protocol: str = "paper") -> Budget: # raises `ValueError` that names the profiles
         "What a run may spend under `profile`; a cut is the same for every protocol"
@@ -311,6 +435,8 @@ def validation(
     "The same task with a test split that is held out of its training part: for choosing, so that the real test only reports"
     def read(budget: Budget) -> Data:
         data = task.read(replace(budget, train_examples=task.profiles["paper"].train_examples))
+        if data.valid is not None: # is held out already
+            return replace(data, test=data.valid)
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
         held, rest = order[:examples], order[examples:].sort().values
         copy = f"{data.copy}, {examples} training examples held out"

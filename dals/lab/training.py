@@ -12,7 +12,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -25,18 +25,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..recipes.strategies import PAPER, RATES, get_protocol, get_strategy, Strategy
+from ..recipes.strategies import PAPER, RATES, get_protocol, get_strategy, lookup, Strategy
 from .tasks import TASKS, Data, get_task, mlp, Split, Task
 from .records import THRESHOLDS, Config, Run
 
 # %% auto #0
-__all__ = ['PAPER_TASKS', 'train_epoch', 'accuracy', 'train_epochs', 'find_device', 'device_name', 'peak_memory', 'versions',
-           'commit', 'behaviour', 'seed_everything', 'planned', 'settings', 'record', 'Forward', 'replayed',
+__all__ = ['PAPER_TASKS', 'train_epoch', 'accuracy', 'measured', 'train_epochs', 'find_device', 'device_name', 'peak_memory',
+           'versions', 'commit', 'behaviour', 'seed_everything', 'planned', 'settings', 'record', 'Forward', 'replayed',
            'has_bfloat16', 'faster', 'fit']
 
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-008
 def train_epoch(
-    task: Task, # says in which order, and how logits come out of its model
+    task: Task, # says in which order, how logits come out of its model, and what their loss is
     model: nn.Module, # in training mode
     optimizer: Optimizer, # its `step` takes a closure
     scheduler: LRScheduler, # stepped after each update
@@ -50,7 +50,7 @@ def train_epoch(
 
     def closure() -> Any: # the loss, a tensor
         optimizer.zero_grad()
-        loss = F.cross_entropy(task.logits(model, *inputs), labels)
+        loss = task.loss(task.logits(model, *inputs), labels)
         loss.backward()
         return loss
 
@@ -83,6 +83,30 @@ def accuracy(
     model.train()
     return 100 * right / len(split) if finite else math.nan
 
+
+def measured(
+    task: Task, # says how outputs come out of its model, and what is measured of them
+    model: nn.Module, # left in training mode
+    split: Split, # the examples to answer
+    batch_size: int, # examples at a time, where the metric is not the paper's
+) -> float: # NaN where an output is not finite
+    "The metric of the task on some examples"
+    if task.metric is None:
+        return accuracy(task, model, split)
+    finite = True
+
+    def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal finite
+        for inputs, labels in split.batches(batch_size):
+            outputs = task.logits(model, *inputs)
+            finite = finite and bool(outputs.isfinite().all())
+            yield outputs, labels
+    model.eval()
+    with torch.no_grad():
+        value = float(task.metric.measure(answers()))
+    model.train()
+    return value if finite else math.nan
+
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-045
 def train_epochs(
     task: Task, # what `train_epoch` and `accuracy` ask
@@ -95,18 +119,31 @@ def train_epochs(
     batch_size: int, # examples per step
     augment: Callable[[Tensor], Tensor] | None = None, # of the inputs of each batch
     on_epoch: Callable[[dict[str, Any]], None] | None = None, # called with every row of the history as it is measured
+    valid: Split | None = None, # the validation examples, where the task chooses its epoch by them
 ) -> tuple[list[dict[str, Any]], bool]: # the history, and whether the run diverged
     "Passes and tests in turn, up to the first that is not finite"
     history: list[dict[str, Any]] = []
+    metric, sign = (task.metric.name, 1 if task.metric.higher else -1) if task.metric else ("accuracy", 1)
+    best, chosen, kept, diverged = -math.inf, 0, {}, False
     for epoch in range(1, epochs + 1):
         loss, lr = train_epoch(task, model, optimizer, scheduler, train, batch_size, augment)
-        score = accuracy(task, model, test)
-        if not (math.isfinite(loss) and math.isfinite(score)):
-            return history, True
-        history.append({"epoch": epoch, "train_loss": loss, "test_accuracy": score, "lr": lr})
+        score = measured(task, model, test if valid is None else valid, batch_size)
+        if diverged := not (math.isfinite(loss) and math.isfinite(score)):
+            break
+        history.append({"epoch": epoch, "train_loss": loss, f"{'test' if valid is None else 'valid'}_{metric}": score, "lr": lr})
         if on_epoch:
             on_epoch(dict(history[-1]))
-    return history, False
+        if valid is not None and sign * score > best:
+            best, chosen, kept = sign * score, epoch, {name: value.clone() for name, value in model.state_dict().items()}
+        if task.patience is not None and epoch - chosen >= task.patience:
+            break
+    if kept: # the test is touched once
+        model.load_state_dict(kept)
+        score = measured(task, model, test, batch_size)
+        if not math.isfinite(score):
+            raise ValueError(f"{metric} on the test is {score} after epoch {chosen}, the best on the validation examples.")
+        history[chosen - 1][f"test_{metric}"] = score
+    return history, diverged
 
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-015
 def find_device(
@@ -220,7 +257,7 @@ def behaviour(
     try:
         words = _trajectory(get_strategy(strategy), protocol, values)
     except Exception:
-        if strategy in PAPER.settings["scratch"]:
+        if strategy in PAPER.settings["scratch"] and get_strategy(strategy).generation != "own":
             raise
         return None
     words += _initial(task) if task.base not in PAPER_TASKS else []
@@ -237,18 +274,29 @@ def seed_everything(
         torch.set_rng_state(stream)
 
 
+def _own_rates(task: Task, strategy: Strategy, protocol: str) -> dict[str, float]:
+    "The rates of a strategy where the task has an `lr` for it: all of them move in proportion"
+    if strategy.name not in task.rates:
+        return {}
+    text = lookup(get_protocol(protocol).settings[task.regime], strategy.name, f"strategy of protocol {protocol!r}")
+    factor = task.rates[strategy.name] / text["lr"]
+    return {**{name: text[name] * factor for name in RATES if name in text}, "lr": task.rates[strategy.name]}
+
+
 def planned(
     task: Task, # to be trained on
     strategy: Strategy, # to be trained with
     protocol: str, # whose settings
     profile: str, # which budget
     overrides: dict[str, Any], # hyperparameters in place of the protocol's
-) -> tuple[dict[str, Any], dict[str, Any]]: # regime, protocol, task, multiplier; `config` of the record, all but its steps_per_epoch
+) -> tuple[dict[str, Any], dict[str, Any]]: # for `build`; `config` of the record, all but its steps_per_epoch
     "What `Strategy.build` is told about a run, and what the run's record will say of its settings; raises `ValueError` for unknown names"
-    budget, multiplier = task.budget(profile, protocol), task.multipliers[strategy.family]
+    budget, multiplier = task.budget(profile, protocol), task.multipliers.get(strategy.family, 1.0)
     setting: dict[str, Any] = {"regime": task.regime, "protocol": protocol, "task": task.base, "multiplier": multiplier}
+    setting |= {name: value for name, value in _own_rates(task, strategy, protocol).items() if name not in overrides}
+    own = task.own(strategy.name)
     return setting, {"epochs": budget.epochs, "batch_size": budget.batch_size, "multiplier": multiplier,
-                     "hyperparameters": strategy.settings(**setting, **overrides), "overrides": overrides}
+                     "hyperparameters": strategy.settings(**setting, **overrides), "overrides": overrides, **({"own": own} if own else {})}
 
 
 def settings(
@@ -268,12 +316,14 @@ def record(
     **asked: Any, # the other fields of `Run` that nothing here can know
 ) -> Run:
     "Everything that a run leaves behind"
-    scores = [row["test_accuracy"] for row in history]
+    plain = task.metric is None and task.epoch == "last"
+    scores = [row["test_accuracy"] for row in history] if plain else []
+    valid = {} if data.valid is None else {"valid": len(data.valid)}
     return Run(
         task=task.name, backbone=task.backbone, config=json.loads(json.dumps(config)), history=history,
-        data={"copy": data.copy, "fingerprint": data.fingerprint, "train": len(data.train), "test": len(data.test)},
+        data={"copy": data.copy, "fingerprint": data.fingerprint, "train": len(data.train), "test": len(data.test), **valid},
         best_accuracy=max(scores, default=None), final_accuracy=scores[-1] if scores else None,
-        epochs_to={str(t): next((row["epoch"] for row in history if row["test_accuracy"] >= t), None) for t in THRESHOLDS},
+        epochs_to={str(t): next((i for i, score in enumerate(scores, 1) if score >= t), None) for t in THRESHOLDS} if plain else {},
         device=device_name(place), threads=torch.get_num_threads(), versions=versions(task.backbone), commit=commit(),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         behaviour=behaviour(task, asked["strategy"], asked["protocol"], config["hyperparameters"]), **asked)
@@ -403,7 +453,10 @@ def fit(
         data = task.load(profile)
         seed_everything(seed, data.stream)
         model = task.model().to(place).train()
+        if isinstance(task.loss, nn.Module): # with weights of its own, perhaps
+            task.loss.to(place)
         train, test = data.train.to(place), data.test.to(place)
+        valid = data.valid.to(place) if data.valid is not None and task.epoch == "validation" else None
         texts = train.lengths is not None
         fast = task.budget(profile).fast if fast is None else fast
         fast = (place.type == "cuda" if fast is None else fast) and (not texts or has_bfloat16(place))
@@ -414,7 +467,7 @@ def fit(
         optimizer, scheduler = chosen.build(
             model, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch, **setting, **overrides)
         started = time.perf_counter()
-        history, diverged = train_epochs(task, model, optimizer, scheduler, train, test, epochs, batch_size, augment, on_epoch)
+        history, diverged = train_epochs(task, model, optimizer, scheduler, train, test, epochs, batch_size, augment, on_epoch, valid)
         seconds, peak = time.perf_counter() - started, peak_memory(place)
 
     config["steps_per_epoch"] = steps_per_epoch

@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from ..optim.schedule import range_test
 from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy
 from .compare import _fixed, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
 from .files import read_file, write_new
-from .records import Config, Key, Run
+from .records import Config, Key, Measure, Run
 from .store import Store
 from .sweep import sweep
 from .tasks import get_task, Task
@@ -86,9 +85,10 @@ class Choice(NamedTuple):
     "What the search of one strategy found"
     strategy: str # a name of `STRATEGIES`
     step: int # quarters of a decade between the text's rate and the best
-    scores: dict[int, list[float]] # step -> held-out accuracy after the last epoch, one for each tuning seed; 0: diverged
+    scores: dict[int, list[float]] # step -> held-out score of the epoch that counts, one for each tuning seed; 0: diverged
     coarse: Sequence[int] = COARSE # the steps that were tried first
     lr: float | None = None # the rate itself; None where nobody looked it up
+    measure: Measure = Measure() # what the scores are of; they have their sign turned where less is better
 
     @property
     def edge(self) -> bool:
@@ -114,9 +114,11 @@ def refined(
 
 def score(
     run: Run, # of any strategy
-) -> float: # percent
-    "The accuracy after the last epoch; 0 for a run that diverged"
-    return 0.0 if run.diverged or run.final_accuracy is None else run.final_accuracy
+) -> float: # percent for an accuracy; more is better
+    "The score, with its sign turned where less is better; for a run that diverged the worst that there is, which is 0 for an accuracy"
+    if run.diverged or run.score is None:
+        return 0.0 if run.measure.metric == "accuracy" else -math.inf
+    return run.measure.sign * run.score
 
 
 def scores_of(
@@ -136,11 +138,12 @@ def chosen(
     coarse: Sequence[int] = COARSE, # the steps that had to be tried first
 ) -> Choice: # raises `ValueError` where the search is not complete
     "The best rate by the runs of a search"
+    runs = list(runs)
     scores = scores_of(runs)
     if not ({*coarse} <= scores.keys() and {*refined(scores, coarse)} <= scores.keys()):
         raise ValueError(f"the search of {strategy} is not complete")
     kept = {step: scores[step] for step in sorted({*coarse, *refined(scores, coarse)})}
-    return Choice(strategy, best_step(kept), kept, coarse)
+    return Choice(strategy, best_step(kept), kept, coarse, measure=next((run.measure for run in runs), Measure()))
 
 
 def choice(
@@ -192,7 +195,7 @@ def tune(
         find_device(device)
         check(task, profile, "paper", names)
         with known_as_registered(task):
-            return _searched(task, where, names, store, profile, device, jobs, progress)
+            return _searched(task, where, names, store, profile, device, bool(fast), jobs, progress)
 
     def spend(steps: Callable[[str], Iterable[int]]) -> None:
         run_missing([replace(config, device=device, fast=fast) for name in names for config in trials(task, name, steps(name), profile)],
@@ -262,7 +265,7 @@ def _climbed(task: Task, strategy: str, lr: float, profile: str, device: str | N
         def closure() -> torch.Tensor:
             inputs, labels = next(batches)
             optimizer.zero_grad()
-            loss = F.cross_entropy(task.logits(model, *inputs), labels)
+            loss = task.loss(task.logits(model, *inputs), labels)
             loss.backward()
             return loss
         return range_test(optimizer, closure, lr / 1000, lr * 1000, steps=150)
@@ -284,7 +287,8 @@ def _proposal(twin: Task, strategy: str, fingerprint: str, store: Store, profile
 def _searched(
     task: Task, # anybody's, which `check` has seen
     where: str | None, # the whole path of its file and its name; None for an object
-    strategies: Sequence[str], store: Store, profile: str, device: str | None, jobs: int, progress: Callable[[str], object] | None,
+    strategies: Sequence[str], store: Store, profile: str, device: str | None, fast: bool, jobs: int,
+    progress: Callable[[str], object] | None,
 ) -> list[Choice]: # one for each strategy; raises `RuntimeError` where runs failed
     "Spend the budget of every strategy on somebody's own task, known as registered, except for what the store has"
     twin = get_task(f"{task.name}+validation")
@@ -299,9 +303,9 @@ def _searched(
         return store.runs(twin.name, profile, "tuned", name, "*")
 
     def spend(steps: Callable[[str], Iterable[int]]) -> None:
-        configs = [replace(config, device=device, fast=False) for name in strategies
+        configs = [replace(config, device=device, fast=fast) for name in strategies
                    for config in trials(task.name, name, steps(name), profile)]
-        if failed := _train_missing(task, where, data, configs, store, jobs, progress):
+        if failed := _train_missing(task, where, data, configs, (), store, jobs, progress):
             raise RuntimeError(f"{len(failed)} of {len(configs)} runs of the search failed, the first one with "
                                + next(iter(failed.values())).splitlines()[0])
     spend(lambda name: coarse[name])
@@ -318,13 +322,14 @@ def searched_configs(
     store: Store, # where the search is kept
     profile: str, # which budget
     device: str | None, # None is the CPU
+    fast: bool, # whether the fast path of chapter 4.11 is taken
     jobs: int, # processes, one thread each
     progress: Callable[[str], object] | None, # gets a line for what is finished; None: silence
 ) -> tuple[list[Config], list[str]]: # raises `ValueError` where a seed was used for the search, `RuntimeError` where runs of it failed
     "The runs that report what a search made of some strategies, after the search, and what is said of it under the table"
     if used := sorted({*seeds} & {*TUNING_SEEDS}):
         raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
-    found = {one.strategy: one for one in _searched(task, where, strategies, store, profile, device, jobs, progress)}
+    found = {one.strategy: one for one in _searched(task, where, strategies, store, profile, device, fast, jobs, progress)}
     own = {name: rates(task.name, name, one.step) for name, one in found.items()}
     held = len(get_task(f"{task.name}+validation").load(profile).test)
     said = [f"Each rate is the best of {len(NEAR) + 2} multiples of the paper's, by {len(TUNING_SEEDS)} runs each with other seeds, on "
@@ -332,7 +337,7 @@ def searched_configs(
             + ", ".join(f"{name} {one.lr:.2g} (×{multiple(one.step):.3g})" for name, one in found.items()) + "."]
     if edge := [name for name, one in found.items() if one.edge]:
         said.append(f"At the end of what was tried, so that a better rate may lie beyond: {', '.join(edge)}.")
-    return [Config(task.name, name, seed, "tuned", profile, own[name], device=device, fast=False) for seed in seeds for name in found], said
+    return [Config(task.name, name, seed, "tuned", profile, own[name], device=device, fast=fast) for seed in seeds for name in found], said
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-028
 def gradients_to(

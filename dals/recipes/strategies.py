@@ -9,9 +9,11 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'PROTOCOLS', 'PAPER_SEED', 'PAPER', 'TUNED', 'Registry', 'lookup',
-           'Plan', 'Deviation', 'Protocol', 'get_protocol', 'Overrides', 'Strategy', 'get_strategy', 'strategy']
+           'Plan', 'Deviation', 'Protocol', 'get_protocol', 'Overrides', 'Strategy', 'get_strategy', 'strategy',
+           'own_strategy']
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-901
 _Row = TypeVar("_Row")
@@ -516,3 +519,58 @@ def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, 
     return DALSAcc(layer_groups(model), lr, restart_steps=round(first) if math.isfinite(first) else first, restart_mult=restart_mult,
                    total_steps=plan.total_steps, momentum=momentum, weight_decay=weight_decay,
                    warmup=warmup, alpha=alpha, trust=trust), constant
+
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-932
+def _own_built(make: Callable[..., Optimizer], model: nn.Module, plan: Plan, **settings: Any) -> Built:
+    "What the function makes, with the settings that were asked for"
+    optimizer = make(trainable(model))
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{make.__name__} returns a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    changed = {name: value for name, value in settings.items() if value != optimizer.defaults.get(name)}
+    for group in optimizer.param_groups:
+        group.update(changed)
+    return optimizer, constant
+
+
+def own_strategy(make: Callable[[list[nn.Parameter]], Optimizer], protocol: str = "paper") -> Strategy:
+    """Register an optimizer of your own as a strategy with a constant rate, under the name of the function.
+
+    Parameters
+    ----------
+    make : function
+        From a list of parameters to a torch optimizer.
+    protocol : str, default "paper"
+        Beside whose strategies it is run.
+
+    Returns
+    -------
+    Strategy
+        Of generation "own".
+
+    Raises
+    ------
+    ValueError
+        For a function without a name, such as a lambda, and for a name that is taken.
+
+    Examples
+    --------
+    >>> def adagrad(params): return torch.optim.Adagrad(params, lr=0.01)
+    >>> mine = own_strategy(adagrad)  # doctest: +SKIP
+    """
+    name = getattr(make, "__name__", "")
+    if not callable(make) or not name.isidentifier():
+        raise ValueError(f"an optimizer of your own is a function with a name, from parameters to the optimizer, not {make!r}: "
+                         "write def mine(params): return ...")
+    if name in STRATEGIES and STRATEGIES[name].generation != "own":
+        raise ValueError(f"{name} is a strategy already: give your function another name.")
+    try:
+        found = make([nn.Parameter(torch.zeros(2, 2))]).defaults
+    except Exception: # it asks for more of its parameters; what is wrong with it is said when it is built for a model
+        found = {}
+    settings = {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
+    rules = get_protocol(protocol)
+    rules.compositions[name] = partial(_own_built, make)
+    for regime in ("scratch", "finetune"):
+        rules.settings[regime][name] = settings
+    STRATEGIES[name] = Strategy(name, "own", "own", "your own")
+    return STRATEGIES[name]
