@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 # %% auto #0
-__all__ = ['PIECE', 'PLAIN', 'WORTH', 'LISTS', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of',
-           'Tensors', 'update_in_pieces', 'compiled', 'done_compiled', 'moving', 'update_compiled', 'decline',
+__all__ = ['PIECE', 'PLAIN', 'WORTH', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of', 'Tensors',
+           'add_into', 'update_in_pieces', 'compiled', 'done_compiled', 'moving', 'update_compiled', 'decline',
            'norms_of', 'filter_small', 'first_whole', 'first_large', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
@@ -84,37 +84,50 @@ class Tensors:
     def __getattr__(self, verb: str) -> Callable[..., Tensors]:
         if verb.startswith("__"):
             raise AttributeError(verb)
-        return partial(_tell, self, verb)
+        return partial(_tell_each, self, verb)
 
 
-def _tell(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
-    "Call a method on every tensor. Arguments are for all of them, or, as lists, one for each; a factor that is a tensor multiplies first."
-    args = tuple([x.each if type(x) is Tensors else x for x in args])
-    if options:
-        for name, factor in options.items():
-            if isinstance(factor, list):
-                return _tell_each(whom, verb, args, name, factor)
-    together = LISTS.get(verb) if len(whom.each) > 1 else None
-    if together is None:
-        return _tell_each(whom, verb, args, "", options)
-    result = together(whom.each, *args, **options)
-    return whom if verb[-1] == "_" else Tensors(result)
-
-
-def _tell_each(whom: Tensors, verb: str, args: tuple[Any, ...], name: str, factor: Any) -> Tensors:
-    "One after the other."
-    results = []
+def _tell_each(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
+    "Call a method on one tensor after the other. Arguments are for all, or, as lists, one for each; a factor that is a tensor multiplies first."
+    results, args = [], tuple([x.each if type(x) is Tensors else x for x in args])
     for i, x in enumerate(whom.each):
-        first, *others = [a[i] if isinstance(a, (list, tuple)) else a for a in args] or [None]
-        k = factor[i] if name else None
-        if isinstance(k, Tensor):  # which alpha and value cannot be without waiting for it
-            results.append(getattr(x, verb)(first * k, *others))
-        else:
-            results.append(getattr(x, verb)(*([first, *others] if args else ()), **({name: k} if name else factor)))
+        mine = [a[i] if isinstance(a, (list, tuple)) else a for a in args]
+        named = {name: k[i] if isinstance(k, list) else k for name, k in options.items()}
+        for name, k in options.items():
+            if isinstance(k, list) and isinstance(k[i], Tensor):  # which alpha and value cannot be without waiting for it
+                mine[0] = mine[0] * named.pop(name)
+        results.append(getattr(x, verb)(*mine, **named))
     return Tensors(results)
 
 
-LISTS = {name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}
+def _together(verb: str, operation: Callable[..., Any]) -> Callable[..., Tensors]:
+    "The method of `Tensors` for a verb for which torch has an operation on lists."
+    def tell(whom: Tensors, *args: Any, **options: Any) -> Tensors:
+        each = whom.each
+        if len(each) == 1 or options and list in map(type, options.values()):
+            return _tell_each(whom, verb, *args, **options)
+        result = operation(each, *[x.each if type(x) is Tensors else x for x in args], **options)
+        return whom if verb[-1] == "_" else Tensors(result)
+    return tell
+
+
+for _name in [name for name in dir(torch) if name.startswith("_foreach_")]:
+    _verb = _name.removeprefix("_foreach_")
+    setattr(Tensors, _verb, _together(_verb, getattr(torch, _name)))
+
+
+def add_into(
+    out: Any,  # a tensor, or `Tensors`
+    x: Any,  # as many and as large
+    y: Any,
+    alpha: float,
+) -> None:
+    "x plus alpha times y, written to a third place in one pass."
+    for row in zip(*[z.each if type(z) is Tensors else [z] for z in (out, x, y)], strict=True):
+        if type(row[0]) in PLAIN:
+            torch.add(row[1], row[2], alpha=alpha, out=row[0])
+        else:
+            row[0].copy_(row[1]).add_(row[2], alpha=alpha)
 
 
 @torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
