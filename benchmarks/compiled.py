@@ -93,7 +93,7 @@ def by_numba() -> dict[str, Callable[..., Any]]:
     "The same, compiled by numba when they are first called"
     import numpy as np
     from numba import njit
-    fast = njit(fastmath=True)
+    fast = njit(fastmath=True, error_model="numpy")
 
     @fast
     def lion(p, g, m, rate, decay):
@@ -111,20 +111,20 @@ def by_numba() -> dict[str, Callable[..., Any]]:
             p[i] -= rate * m[i] / min(max(np.sqrt(v[i]) + np.float32(1e-8), low), high)
 
     @fast
-    def first(p, g, f, m, share, alpha, mu, decay):
-        norms = np.zeros(2)
-        for k in range(0, p.size, 4096):
-            a = b = np.float32(0)
-            for i in range(k, min(p.size, k + 4096)):
+    def first(ps, gs, fs, ms, share, alpha, mu, decay):
+        w = v = 0.0
+        for k in range(0, ps.size, 4096):
+            p, g, f, m = ps[k:k + 4096], gs[k:k + 4096], fs[k:k + 4096], ms[k:k + 4096]
+            a, b = np.float32(0), np.float32(0)
+            for i in range(p.size):
                 x = f[i] + (np.float32(1) - alpha) * (g[i] - f[i])
                 u = x + share * (g[i] - x) + decay * p[i]
                 f[i] = x
                 m[i] = mu * m[i] + u
                 a += p[i] * p[i]
                 b += u * u
-            norms[0] += a
-            norms[1] += b
-        return norms
+            w, v = w + a, v + b
+        return w, v
 
     @fast
     def second(p, m, rate):
@@ -140,7 +140,7 @@ def steps_of(loops: dict[str, Callable[..., Any]], groups: list[dict]) -> dict[s
     "A step of each of the three over all parameters"
     ps = [p.detach().view(-1) for p in parameters(groups)]
     gs = [p.grad.view(-1) for p in parameters(groups)]
-    ms, vs = [torch.zeros_like(p) for p in ps], [torch.zeros_like(p) for p in ps]
+    ms, vs, fs = ([torch.zeros_like(p) for p in ps] for _ in range(3))
 
     def lion() -> None:
         for row in zip(ps, gs, ms, strict=True):
@@ -151,7 +151,7 @@ def steps_of(loops: dict[str, Callable[..., Any]], groups: list[dict]) -> dict[s
             loops["adabound"](row, RATE, DECAY, 1e-4, 1.0)
 
     def dals() -> None:
-        for row in zip(ps, gs, vs, ms, strict=True):
+        for row in zip(ps, gs, fs, ms, strict=True):
             w, u = loops["first"](row, SHARE, ALPHA, MOMENTUM, DECAY)
             ratio = min(max(0.02 * w**0.5 / (u**0.5 + 1e-8), 0.2), 5.0)
             loops["second"]((row[0], row[3]), RATE * ratio)

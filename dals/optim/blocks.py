@@ -88,7 +88,7 @@ class Tensors:
 
 
 def _tell_each(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
-    "Call a method on one tensor after the other. Arguments are for all, or, as lists, one for each; a factor that is a tensor multiplies first."
+    "Call a method on each. Arguments are for all, or, as lists, one for each; a factor that is a tensor multiplies first."
     results, args = [], tuple([x.each if type(x) is Tensors else x for x in args])
     for i, x in enumerate(whom.each):
         mine = [a[i] if isinstance(a, (list, tuple)) else a for a in args]
