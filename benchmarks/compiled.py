@@ -177,7 +177,7 @@ def rows_of(model: str, ways: dict[str, dict[str, Callable[..., Any]]], rounds: 
             times[key].append(milliseconds(step, shapes.steps, CPU) / base)
     cells = {key: f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for key, x in times.items()}
     hows = ["in pieces", "torch.compile", *ways]
-    return [f"| {shapes.what} | {name} | {' | '.join(cells[name, how] for how in hows)} |" for name in names]
+    return [f"| {name} | {shapes.what} | {' | '.join(cells[name, how] for how in hows)} |" for name in names]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ways = {"numba": by_numba()} if importlib.util.find_spec("numba") else {}
         ways |= {"C++": in_cpp(folder)} if shutil.which("g++") else {}
-        lines = [f"| parameters | update | in pieces | torch.compile | {' | '.join(ways)} |", "| --- " * (4 + len(ways)) + "|"]
+        lines = [f"| update | parameters | in pieces | torch.compile | {' | '.join(ways)} |", "| --- " * (4 + len(ways)) + "|"]
         for model in options.only:
             lines += rows_of(model, ways, options.rounds)
     text = "\n".join(lines) + "\n"

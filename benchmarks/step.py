@@ -153,19 +153,19 @@ TRIED = """## Where a goal is missed, and what was tried
 Where a step spends its time, as a multiple of AdamW's whole step, fused, from runs in turn with it on one core of an AMD EPYC with 1 MiB
 of L2 cache that had other work too:
 
-| shapes | optimizer | part | times AdamW, fused |
+| optimizer | shapes | part | times AdamW, fused |
 | --- | --- | --- | --- |
-| MLP | DALS | filter: average, blend, decay (three operations on lists) | 0.15 + 0.26 + 0.15 |
+| DALS | MLP | filter: average, blend, decay (three operations on lists) | 0.15 + 0.26 + 0.15 |
 | | | norms of weights and of filtered gradients, 16 dot products | 0.21 + 0.22 |
 | | | momentum, weights | 0.19 + 0.18 |
 | | | finding tensors, loss and phase, schedule, options of four groups | 0.06 + 0.08 + 0.03 + 0.13 |
-| | Lion | its five operations on lists alone, without a line of ours | 0.87 |
-| | LARS | norms of 16 tensors and the rates that follow | 0.55 |
-| | Grokfast | filter; step of SGD; torch's wrapper and the rest | 0.52; 0.41; 0.4 |
-| | Lookahead | its own part of a step; a fifth of the way back | 0.1; 0.07 |
-| DistilBERT | DALS | first pass, of which norms; second pass | 1.88, 0.56; 0.5 |
-| | DALS, fused=True | first pass; second pass | 1.1 to 1.3; 0.5 |
-| | Grokfast | filter; step of SGD | 0.96; 0.72 |
+| Lion | MLP | its five operations on lists alone, without a line of ours | 0.87 |
+| LARS | MLP | norms of 16 tensors and the rates that follow | 0.55 |
+| Grokfast | MLP | filter; step of SGD; torch's wrapper and the rest | 0.52; 0.41; 0.4 |
+| Lookahead | MLP | its own part of a step; a fifth of the way back | 0.1; 0.07 |
+| DALS | DistilBERT | first pass, of which norms; second pass | 1.88, 0.56; 0.5 |
+| DALS, fused=True | DistilBERT | first pass; second pass | 1.1 to 1.3; 0.5 |
+| Grokfast | DistilBERT | filter; step of SGD | 0.96; 0.72 |
 
 - A goal in floats counts what crosses to memory. What a piece costs beside is arithmetic in the cache: per 2^18 floats 24 us for an
   operation in place, 39 us for one that writes a third place, 22 us for a dot product, 115 us for torch's square root, 78 and 29 us for

@@ -83,7 +83,7 @@ def test_loops_of_ones_own_are_timed_and_do_what_the_updates_do(tmp_path, monkey
     done = benchmark("compiled.py", "--only", "mlp", "--rounds", "2", "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text(encoding="utf-8").splitlines()]
-    assert head[2:4] == ["in pieces", "torch.compile"] and head[-1] == "C++" and [row[1] for row in rows] == ["Lion", "AdaBound", "DALS"]
+    assert head[2:4] == ["in pieces", "torch.compile"] and head[-1] == "C++" and [row[0] for row in rows] == ["Lion", "AdaBound", "DALS"]
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for row in rows for cell in row[2:])
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
