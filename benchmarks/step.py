@@ -150,28 +150,67 @@ def available_sides(compiled: bool = True) -> dict[str, Callable[[list[dict]], O
 
 TRIED = """## Where a goal is missed, and what was tried
 
-Times are processor time on one core of an AMD EPYC with 1 MiB of L2 cache, from a run in turn with AdamW, fused.
+Where a step spends its time, as a multiple of AdamW's whole step, fused, from runs in turn with it on one core of an AMD EPYC with 1 MiB
+of L2 cache that had other work too:
 
-- A goal in floats counts what crosses to memory. What a piece costs beside is arithmetic in the cache: per 2^18 floats 20 us for an
-  operation in place, 30 us for one that writes a third place, 17 us for a dot product, 91 us for torch's square root and 73 us for
-  `rsqrt` and `reciprocal`, which AdaBound therefore takes. AdamW, fused, needs 120 us for as many weights, memory included. Pieces of
-  2^17 to 2^19 are within 6 % of each other, 2^16 costs up to 12 % more and 2^15 7 to 25 %, for then starting operations takes as long as
-  they do.
-- Small models: 8 tensors with 139,530 floats leave Lion 54 us of arithmetic and 18 us to start 40 operations by lists (36 us one by one)
-  of AdamW's 86 us; the rest of its 106 us is Python: torch's own wrapper of `step`, and finding gradients and buffers. Copying small
-  tensors into one was not built: by the times of the copies it costs about what it saves. AdaBound's square roots alone take 40 to 49 us
-  there; of DALS's 181 us about 70 are Python, most of it in reading the options and phases of four groups.
+| optimizer | shapes | part | times AdamW, fused |
+| --- | --- | --- | --- |
+| DALS | MLP | filter: average, blend, decay (three operations on lists) | 0.15 + 0.26 + 0.15 |
+| | | norms of weights and of filtered gradients, 16 dot products | 0.21 + 0.22 |
+| | | momentum, weights | 0.19 + 0.18 |
+| | | finding tensors, loss and phase, schedule, options of four groups | 0.06 + 0.08 + 0.03 + 0.13 |
+| Lion | MLP | its five operations on lists alone, without a line of ours | 0.87 |
+| LARS | MLP | norms of 16 tensors and the rates that follow | 0.55 |
+| Grokfast | MLP | filter; step of SGD; torch's wrapper and the rest | 0.52; 0.41; 0.4 |
+| Lookahead | MLP | its own part of a step; a fifth of the way back | 0.1; 0.07 |
+| DALS | DistilBERT | first pass, of which norms; second pass | 1.88, 0.56; 0.5 |
+| DALS, fused=True | DistilBERT | first pass; second pass | 1.1 to 1.3; 0.5 |
+| Grokfast | DistilBERT | filter; step of SGD | 0.96; 0.72 |
+
+- A goal in floats counts what crosses to memory. What a piece costs beside is arithmetic in the cache: per 2^18 floats 24 us for an
+  operation in place, 39 us for one that writes a third place, 22 us for a dot product, 115 us for torch's square root, 78 and 29 us for
+  `rsqrt` and `reciprocal`, which AdaBound therefore takes, where AdamW, fused, needs 115 us for as many weights, memory included. The
+  first pass of DALS is four operations and two dot products, 161 us, before a float has come from memory; none of the four can be left
+  out, for torch has no operation that adds three tensors. Pieces of 2^17 to 2^19 are within 6 % of each other; 2^16 costs a fifth and
+  2^15 a third more, for an operation is as fast in the third cache as in the second, and starting it takes 1 to 2.4 us. Cutting evenly,
+  taking norms in another order: within 4 %.
+- Small models: nothing that is left to take away in Python reaches the goals. The five operations of Lion on 8 tensors are 0.87 by
+  themselves (0.62 if they lay in one tensor, which a model's do not), those of DALS 1.4, and the square roots and quotients of AdaBound
+  0.9. Methods for the verbs of lists instead of a look-up for each took 5 % off Lion and AdaBound. Norms by dot products in LARS: 15 %
+  slower than torch's. Lookahead spends 1.8 us on its weights and 7 us in torch's wrapper of `step`, which calls the hooks.
 - Grokfast around a fused SGD moves 10 floats for the 7 of AdamW: the amplified gradients must lie somewhere until the base has stepped,
   and those of autograd come back after it. Their place is kept from step to step on the CPU: fresh memory for them made a step 4.9 times
-  AdamW's. To do better the base would have to step in pieces, which torch's does not.
-- `torch.compile` of the same lines (`fused=True`) makes one loop of each update: on DistilBERT's shapes Lion 0.9, AdaBound 1.2 to 1.3,
-  LARS, whose norms stay apart, 1.5, DALS 2.1 to 2.2 times AdamW. It compiles for 5 to 30 s once per class and machine; a call costs 18
-  us, so tensors under 2^17 floats stay in lists, where the compiled call was slower (Lion on the small model 1.4 times AdamW against
-  1.2). The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each of its values. A sum over a stretch of any
-  length becomes a loop that is half as fast as one for a fixed length (DALS's first pass 1.9 to 2.2 against 1.4 to 1.5), so DALS compiles
-  for the piece. Numba and a C++ extension were not built: both would write every update a second time, for at most what the compiled line
-  leaves above the floor (0.2 for Lion and AdaBound).
+  AdamW's. Their sum now goes there in one pass, a tenth less than a copy and a sum in place. Tried, with pieces of 2^18: torch's fused
+  SGD on each piece while its amplified gradient is in the cache, 1.54 for 1.84 at DistilBERT's shapes and 1.03 for 1.51 at the MLP's. It
+  is not in the library: it would be SGD a second time, with its options and its hooks, and it misses the goal all the same. Steps of the
+  base itself on pieces would pay 25 us of Python for each, all that they save.
+- `torch.compile` of the same lines (`fused=True`) makes one loop of each update; on DistilBERT's shapes it meets its goals. A call costs
+  18 us, so tensors under 2^17 floats stay in lists. The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each
+  of its values. Two sums beside what is changed become one loop only if the one that hangs on the filtered gradient comes first; then
+  DALS's first pass takes 1.12 to 1.15 for whole tensors of any length, otherwise, written back and read again, 1.4 for pieces of one
+  length and 1.8 to 1.9 for any.
 """
+
+ELSE = """## What else was measured
+
+The same updates as loops of one's own, by numba and in C++ (`python benchmarks/compiled.py`, which needs numba and g++): times AdamW,
+fused, one thread, with the lowest and the highest round. The first two columns are whole steps of the library's classes, the others bare
+loops, without groups, hooks or checks.
+
+{table}
+- On large tensors a loop of one's own is about where torch.compile of the readable lines is for Lion, and takes two thirds of its time for
+  AdaBound, three quarters for DALS.
+- On a small model, where nothing is compiled, it is worth more, for it takes no time to start: Lion, AdaBound and DALS in half the time of
+  AdamW's step. torch.compile of Lion's lines for the whole list of 8 tensors in one call took 0.6 there, against 1.0 for the same lines as
+  they are, but compiles anew for each list of other shapes.
+- They are not in the library. Each would be every update a second time, for a compiler at installation or at the first step, and what it
+  saves of a step of the MLP is a tenth of a millisecond.
+"""
+
+
+def what_else() -> str:
+    "The section on loops of one's own, with the table that benchmarks/compiled.py wrote"
+    return ELSE.format(table=Path(__file__).with_name("compiled.md").read_text(encoding="utf-8"))
 
 
 def absent_peers() -> list[str]:
@@ -362,7 +401,7 @@ over its cycle of five steps.
                   "", "| optimizer | kept | during a step | together | command |",
                   "| --- | --- | --- | --- | --- |", *rows, ""]
     if not cuda:
-        lines.append(TRIED)
+        lines += [TRIED, what_else()]
     return "\n".join(lines).rstrip() + "\n"
 
 

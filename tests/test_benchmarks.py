@@ -3,13 +3,18 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dals.lab.tasks import available
+from dals.optim.adaptive import AdaBound
+from dals.optim.joint import Lion
+from dals.optim.update import tensor_step
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,6 +74,40 @@ def test_a_step_is_timed_beside_others_and_held_against_its_goals(tmp_path):
     for name, row in cells.items():
         assert float(row[0]) > 0 and (";" in "".join(row)) == (name in wanted), row
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_loops_of_ones_own_are_timed_and_do_what_the_updates_do(tmp_path, monkeypatch):
+    if not shutil.which("g++"):
+        pytest.skip("g++ is missing")
+    out = tmp_path / "table.md"
+    done = benchmark("compiled.py", "--only", "mlp", "--rounds", "2", "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert head[2:4] == ["in pieces", "torch.compile"] and head[-1] == "C++" and [row[0] for row in rows] == ["Lion", "AdaBound", "DALS"]
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for row in rows for cell in row[2:])
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    loops = importlib.import_module("compiled").in_cpp(str(tmp_path))
+    p, g, m, v = torch.randn(4, 5001, generator=torch.Generator().manual_seed(0)) # more than a chunk of the sums
+
+    def same(update, loop, buffers):
+        ours, theirs = ([x.clone() for x in (p, g, *buffers)] for _ in range(2))
+        update(*ours)
+        loop(theirs)
+        assert not torch.equal(ours[0], p)
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+    group = {"lr": 0.1, "weight_decay": 0.2, "eps": 1e-8}
+    same(lambda *row: Lion([p]).move(*row, {**group, "betas": (0.9, 0.99)}), lambda row: loops["lion"](row, 0.1, 0.2), [m])
+    same(lambda *row: AdaBound([p]).move(*row, -0.1, 0.5, 2.0, {**group, "betas": (0.9, 0.999)}),
+         lambda row: loops["adabound"](row, 0.1, 0.2, 0.5, 2.0), [m, v.square()])
+    options = {"alpha": 0.6, "share": 0.3, "momentum": 0.9, "weight_decay": 0.2, "trust": 0.02, "trust_clip": (0.0, 5.0)}
+
+    def dals(row):
+        p, g, f, m = row
+        w, u = loops["first"](row, 0.3, 0.6, 0.9, 0.2)
+        loops["second"]((p, m), 0.1 * 0.02 * w**0.5 / u**0.5)
+    same(lambda *row: tensor_step(*row, rate=0.1, **options), dals, [m, v])
 
 
 def check_growth(found, sizes, layers, groups, seeds, rounds):

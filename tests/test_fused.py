@@ -59,7 +59,7 @@ def test_a_compiled_run_is_that_of_the_pieces(name):
 @each
 def test_without_a_compiler_it_says_so_once_and_goes_on(name, monkeypatch):
     monkeypatch.setattr(dals.optim.blocks, "DECLINED", set())
-    for name_of_cache in ("compiled", "first_compiled"):
+    for name_of_cache in ("compiled",):
         monkeypatch.setattr(dals.optim.blocks, name_of_cache, getattr(dals.optim.blocks, name_of_cache).__wrapped__)
 
     def absent(whole, **options):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 # %% auto #0
-__all__ = ['PIECE', 'PLAIN', 'WORTH', 'LISTS', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of',
-           'Tensors', 'update_in_pieces', 'compiled', 'update_compiled', 'decline', 'norms_of', 'filter_small',
-           'first_whole', 'first_compiled', 'first_fused', 'first_pass', 'foreach_step']
+__all__ = ['PIECE', 'PLAIN', 'WORTH', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of', 'Tensors',
+           'add_into', 'update_in_pieces', 'compiled', 'done_compiled', 'moving', 'update_compiled', 'decline',
+           'norms_of', 'filter_small', 'first_whole', 'first_large', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
@@ -84,37 +84,50 @@ class Tensors:
     def __getattr__(self, verb: str) -> Callable[..., Tensors]:
         if verb.startswith("__"):
             raise AttributeError(verb)
-        return partial(_tell, self, verb)
+        return partial(_tell_each, self, verb)
 
 
-def _tell(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
-    "Call a method on every tensor. Arguments are for all of them, or, as lists, one for each; a factor that is a tensor multiplies first."
-    args = tuple([x.each if type(x) is Tensors else x for x in args])
-    if options:
-        for name, factor in options.items():
-            if isinstance(factor, list):
-                return _tell_each(whom, verb, args, name, factor)
-    together = LISTS.get(verb) if len(whom.each) > 1 else None
-    if together is None:
-        return _tell_each(whom, verb, args, "", options)
-    result = together(whom.each, *args, **options)
-    return whom if verb[-1] == "_" else Tensors(result)
-
-
-def _tell_each(whom: Tensors, verb: str, args: tuple[Any, ...], name: str, factor: Any) -> Tensors:
-    "One after the other."
-    results = []
+def _tell_each(whom: Tensors, verb: str, *args: Any, **options: Any) -> Tensors:
+    "Call a method on each. Arguments are for all, or, as lists, one for each; a factor that is a tensor multiplies first."
+    results, args = [], tuple([x.each if type(x) is Tensors else x for x in args])
     for i, x in enumerate(whom.each):
-        first, *others = [a[i] if isinstance(a, (list, tuple)) else a for a in args] or [None]
-        k = factor[i] if name else None
-        if isinstance(k, Tensor):  # which alpha and value cannot be without waiting for it
-            results.append(getattr(x, verb)(first * k, *others))
-        else:
-            results.append(getattr(x, verb)(*([first, *others] if args else ()), **({name: k} if name else factor)))
+        mine = [a[i] if isinstance(a, (list, tuple)) else a for a in args]
+        named = {name: k[i] if isinstance(k, list) else k for name, k in options.items()}
+        for name, k in options.items():
+            if isinstance(k, list) and isinstance(k[i], Tensor):  # which alpha and value cannot be without waiting for it
+                mine[0] = mine[0] * named.pop(name)
+        results.append(getattr(x, verb)(*mine, **named))
     return Tensors(results)
 
 
-LISTS = {name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}
+def _together(verb: str, operation: Callable[..., Any]) -> Callable[..., Tensors]:
+    "The method of `Tensors` for a verb for which torch has an operation on lists."
+    def tell(whom: Tensors, *args: Any, **options: Any) -> Tensors:
+        each = whom.each
+        if len(each) == 1 or options and list in map(type, options.values()):
+            return _tell_each(whom, verb, *args, **options)
+        result = operation(each, *[x.each if type(x) is Tensors else x for x in args], **options)
+        return whom if verb[-1] == "_" else Tensors(result)
+    return tell
+
+
+for _name in [name for name in dir(torch) if name.startswith("_foreach_")]:
+    _verb = _name.removeprefix("_foreach_")
+    setattr(Tensors, _verb, _together(_verb, getattr(torch, _name)))
+
+
+def add_into(
+    out: Any,  # a tensor, or `Tensors`
+    x: Any,  # as many and as large
+    y: Any,
+    alpha: float,
+) -> None:
+    "x plus alpha times y, written to a third place in one pass."
+    for row in zip(*[z.each if type(z) is Tensors else [z] for z in (out, x, y)], strict=True):
+        if type(row[0]) in PLAIN:
+            torch.add(row[1], row[2], alpha=alpha, out=row[0])
+        else:
+            row[0].copy_(row[1]).add_(row[2], alpha=alpha)
 
 
 @torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
@@ -172,12 +185,40 @@ def _say_together(update: Callable[..., Any], rows: list[Sequence[Tensor]], told
 # %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b06
 @lru_cache(maxsize=64)
 def compiled(
-    update: Callable[..., Any],  # as a function of its optimizer, the tensors of a row, their numbers and a group
+    whole: Callable[..., Any],  # of the tensors of a row and what else it is told
 ) -> Callable[..., Any]:
     "One loop over a large tensor instead of one for each operation."
-    def whole(optimizer: Any, row: list[Tensor], own: list[Tensor], lr: Tensor, group: dict[str, Any]) -> None:
-        update(optimizer, *[Tensors([x]) for x in row], *[[x] for x in own], {**group, "lr": [lr]})
     return torch.compile(whole, dynamic=True)
+
+
+def done_compiled(
+    whole: Callable[..., Any],  # as above; does not return None
+    name: str,  # of the optimizer that asks
+    row: Sequence[Tensor],  # a large parameter, its gradient and its buffers
+    *others: Any,  # what else it is told
+) -> Any:  # what it returns; None where it was not done
+    "Update a large tensor in one pass; where that cannot be compiled, say so once, and decline."
+    if whole in DECLINED or not (row[0].dtype in (torch.float32, torch.float64) and same_layout(*row)):
+        return None
+    versions = [x._version for x in row]
+    try:
+        return compiled(whole)([flat_view(x) for x in row], *others)
+    except Exception as error:
+        if [x._version for x in row] != versions:
+            raise
+        decline(whole, name, error)
+        return None
+
+
+@lru_cache(maxsize=64)
+def moving(
+    update: Callable[..., Any],  # as a function of its optimizer, the tensors of a row, their numbers and a group
+) -> Callable[..., bool]:
+    "An update as it is compiled."
+    def whole(row: list[Tensor], optimizer: Any, own: list[Tensor], lr: Tensor, group: dict[str, Any]) -> bool:
+        update(optimizer, *[Tensors([x]) for x in row], *[[x] for x in own], {**group, "lr": [lr]})
+        return True
+    return whole
 
 
 def update_compiled(
@@ -186,20 +227,9 @@ def update_compiled(
     row: Sequence[Tensor],  # a parameter, its gradient and its buffers
     own: tuple[Any, ...],  # the numbers that hold for it
 ) -> bool:  # whether it was done
-    "Update a large tensor in one pass; where it cannot be compiled, say so once, and decline."
-    update = type(optimizer).move
-    if update in DECLINED or not (row[0].dtype in (torch.float32, torch.float64) and same_layout(*row)):
-        return False
-    version = row[0]._version
-    try:
-        compiled(update)(optimizer, [flat_view(x) for x in row], [torch.as_tensor(x, dtype=torch.float64) for x in own],
-                         torch.tensor(group["lr"], dtype=torch.float64), group)
-    except Exception as error:
-        if row[0]._version != version:
-            raise
-        decline(update, type(optimizer).__name__, error)
-        return False
-    return True
+    "The update of an optimizer, compiled."
+    numbers = [torch.as_tensor(x, dtype=torch.float64) for x in (*own, group["lr"])]
+    return bool(done_compiled(moving(type(optimizer).move), type(optimizer).__name__, row, optimizer, numbers[:-1], numbers[-1], group))
 
 
 DECLINED: set[Any] = set()  # what could not be compiled in this process
@@ -249,38 +279,39 @@ def filter_small(
     dtype = torch.promote_types(ps[0].dtype, torch.float32)
     return ghats, [norms_of(ps, dtype), norms_of(ghats, dtype)]
 
-def first_whole(p: Tensor, g: Tensor, f: Tensor, m: Tensor, share: Tensor, alpha: Tensor, momentum: float,
-                weight_decay: float) -> tuple[Tensor, Tensor]:
-    "The first pass over a stretch of a large tensor, as it is compiled; the squares of both norms."
+def first_whole(row: list[Tensor], share: Tensor, alpha: Tensor, momentum: float, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The first pass over a large tensor, as it is compiled; the squares of both norms.
+
+    That of the filtered gradient is asked for first: torch then makes one loop of all, otherwise two.
+    """
+    p, g, f, m = row
     f.lerp_(g, 1 - alpha)
-    ghat = f + share * (g - f) + weight_decay * p
+    ghat = torch.lerp(f, g, share).add_(p, alpha=weight_decay)
     m.mul_(momentum).add_(ghat)
-    return (p * p).sum(), (ghat * ghat).sum()
+    of_ghat = (ghat * ghat).sum(dtype=torch.float64)
+    return (p * p).sum(dtype=torch.float64), of_ghat
 
-@lru_cache(maxsize=1)
-def first_compiled() -> Callable[..., tuple[Tensor, Tensor]]:
-    "`first_whole` in one loop, for stretches of one length: for any length torch makes a loop that is half as fast."
-    return torch.compile(first_whole, dynamic=False)
-
-def first_fused(
+def first_large(
     row: Sequence[Tensor],  # a large parameter, its gradient and both buffers, of one layout
     *numbers: float,  # share, alpha, momentum, weight decay
-) -> list[float] | None:  # the squares of both norms; None where it cannot be compiled
-    "The first pass over a large tensor in one loop."
-    if first_whole in DECLINED or row[0].dtype not in (torch.float32, torch.float64):
-        return None
-    share, alpha = (torch.tensor(x, dtype=row[0].dtype) for x in numbers[:2])
-    version, squares = row[0]._version + row[2]._version, [0.0, 0.0]
-    try:
-        for piece in pieces_of(row, PIECE):
-            first: Callable[..., Any] = first_compiled() if piece[0].numel() == PIECE else first_whole
-            both = first(*piece, share, alpha, *numbers[2:])
-            squares = [x + y.item() for x, y in zip(squares, both, strict=True)]
-    except Exception as error:
-        if row[0]._version + row[2]._version != version:
-            raise
-        decline(first_whole, "DALS", error)
-        return None
+    fused: bool,  # whether it is for a compiled loop
+    scratch: Tensor,  # as large as a piece
+) -> list[float]:  # the squares of both norms
+    "The first pass over a large tensor, in one loop or piece by piece."
+    share, alpha, momentum, weight_decay = numbers
+    if fused:
+        told = [torch.tensor(x, dtype=row[0].dtype) for x in (share, alpha)]
+        if both := done_compiled(first_whole, "DALS", row, *told, momentum, weight_decay):
+            return [x.item() for x in both]
+    dtype, squares = torch.promote_types(row[0].dtype, torch.float32), [0.0, 0.0]
+    for p, g, f, m in pieces_of(row, PIECE):
+        f.lerp_(g, 1 - alpha)
+        ghat = torch.lerp(f, g, share, out=scratch[:p.numel()])
+        squares[0] += norms_of([p], dtype)[0] ** 2  # which brings p into the cache
+        if weight_decay:
+            ghat.add_(p, alpha=weight_decay)
+        torch.add(ghat, m, alpha=momentum, out=m)
+        squares[1] += norms_of([ghat], dtype)[0] ** 2
     return squares
 
 def first_pass(
@@ -296,39 +327,22 @@ def first_pass(
     fused: bool = False,  # whether large tensors are for a compiled loop
 ) -> list[list[float]]:  # norms of the parameters, norms of their filtered gradients
     "DALS step 3 and the momentum: all that can be done before the norms are known."
-    sizes, dtype = tuple([p.numel() for p in ps]), torch.promote_types(ps[0].dtype, torch.float32)
-    squares = [[0.0] * len(ps), [0.0] * len(ps)]
+    sizes = tuple([p.numel() for p in ps])
+    norms = [[0.0] * len(ps), [0.0] * len(ps)]
     scratch = torch.empty(min(max(sizes), PIECE), dtype=ps[0].dtype)
-    done = set[int]()
-    for i in [i for i, n in enumerate(sizes) if n > PIECE] if fused else ():
-        if both := first_fused([x[i] for x in (ps, gs, fs, ms)], shares[i], alpha, momentum, weight_decay):
-            squares[0][i], squares[1][i] = both
-            done.add(i)
-    flat: dict[int, list[Tensor]] = {}
     for batch in cache_sized(sizes, PIECE):
-        i, a, b = batch[0]
-        if i in done:
-            continue
+        i, first, _ = batch[0]
         if sizes[i] <= PIECE:
             which = [i for i, _, _ in batch]
             some, grads, filters = ([x[i] for i in which] for x in (ps, gs, fs))
-            ghats, norms = filter_small(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
-            for i, ghat, *both in zip(which, ghats, *norms, strict=True):
+            ghats, found = filter_small(some, grads, filters, [shares[i] for i in which], alpha, weight_decay)
+            for i, ghat, *both in zip(which, ghats, *found, strict=True):
                 torch.add(ghat, ms[i], alpha=momentum, out=ms[i])
-                for row, length in zip(squares, both, strict=True):
-                    row[i] += length**2
-            continue
-        if i not in flat:
-            flat = {i: [flat_view(x[i]) for x in (ps, gs, fs, ms)]}
-        p, g, f, m = [x[a:b] for x in flat[i]]
-        f.lerp_(g, 1 - alpha)
-        ghat = torch.lerp(f, g, shares[i], out=scratch[:b - a])
-        if weight_decay:
-            ghat.add_(p, alpha=weight_decay)
-        torch.add(ghat, m, alpha=momentum, out=m)
-        for row, length in zip(squares, norms_of([p, ghat], dtype), strict=True):
-            row[i] += length**2
-    return [[math.sqrt(x) for x in row] for row in squares]
+                norms[0][i], norms[1][i] = both
+        elif first == 0:
+            squares = first_large([x[i] for x in (ps, gs, fs, ms)], shares[i], alpha, momentum, weight_decay, fused=fused, scratch=scratch)
+            norms[0][i], norms[1][i] = map(math.sqrt, squares)
+    return norms
 
 @torch.inference_mode()  # autograd is not asked about each operation; the tensors still count their changes
 def foreach_step(

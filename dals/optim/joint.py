@@ -20,7 +20,7 @@ from dals.optim.base import (
     evaluate, full_tensor, gradients, Loss, refuse_flat, require, BaseOptimizer,
     refuse_capture, at_least_float32, is_step, number,
 )
-from .blocks import update_in_pieces
+from .blocks import add_into, update_in_pieces
 from .schedule import Schedule
 from .wrapper import Wrapper
 
@@ -391,7 +391,7 @@ class Grokfast(Wrapper):
     def blend(self, grad: Any, mean: Any, louder: Any) -> None:
         """Update the average of a gradient, and put gradient plus lamb times average where it is wanted."""
         mean.lerp_(grad, 1 - self.alpha)
-        louder.copy_(grad).add_(mean, alpha=self.lamb)
+        add_into(louder, grad, mean, self.lamb)
 
     @torch.no_grad()
     def amplify(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # parameters, their own gradients, amplified ones
