@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,33 @@ def test_a_file_of_every_kind_goes_through_all_strategies(file, tmp_path, monkey
     assert scores == sorted(scores, reverse=task.metric.higher)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_of_every_kind_is_tuned_by_its_own_metric_on_examples_that_are_no_tests(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(file, tmp_path)
+    assert main(["tune", f"{file.name}:task", "--strategy", "Fixed SGD", "AdamW", "DALS", "--jobs", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[-4:]
+    task = load_task(f"{file.name}:task")
+    metric = task.metric or METRICS["accuracy"]
+    assert head.endswith("held out, %" if metric.name == "accuracy" else f"held out, {metric.name}")
+    data, better = task.load(), max if metric.higher else min
+    for name, row in zip(["Fixed SGD", "AdamW", "DALS"], rows, strict=True):
+        runs = Store().runs(f"{task.name}+validation", "paper", "tuned", name, "*")
+        tried = {}
+        for run in runs:
+            tried.setdefault(run.variant, []).append(run.score)
+        assert len(tried) == 7 and {len(scores) for scores in tried.values()} == {2}
+        best = better(statistics.fmean(scores) for scores in tried.values() if None not in scores)
+        assert float(row.removeprefix(name).split()[2]) == pytest.approx(best, rel=1e-3)
+        assert {run.data["test"] for run in runs} == {len(data.valid) if data.valid else len(data.train) // 4}
+
+
+def test_an_optimizer_of_ones_own_has_no_rate_to_search_for(tmp_path):
+    def mine(params): return torch.optim.SGD(params, lr=0.1)
+    with pytest.raises(ValueError, match="mine makes an optimizer whose rates are in its own lines"):
+        benchmark(amounts(), ["Adam", mine], 2, store=Store(local=tmp_path), progress=None, tuned=True)
+
+
 def test_the_root_of_the_mean_square_is_that_of_all_examples_and_lower_is_better(tmp_path):
     found, task = compared(amounts(), path=tmp_path), amounts()
     run = found.runs[0]
@@ -94,7 +122,7 @@ def test_rows_targets_and_tests_follow_the_direction(metric, order, tmp_path):
     assert rows["Adam"].best.mean == pytest.approx(0.1 if metric == "rmse" else 9)
     assert rows["Fixed SGD"].epochs == (2 if metric == "rmse" else 1)
     said = str(Comparison("amounts", runs[:14], 0.5))
-    assert "over 7 seeds, with Holm's correction, tells the first from all others" in said and said.splitlines()[1].startswith(order[0])
+    assert "over 7 seeds, with Holm's correction, tells the first from all others" in said and said.splitlines()[3].startswith(order[0])
 
 
 def test_the_epoch_is_chosen_on_validation_and_the_test_is_touched_once(tmp_path):
@@ -138,7 +166,7 @@ def test_a_rate_of_ones_own_is_used_recorded_and_said(tmp_path):
     text = {name: STRATEGIES[name].settings("scratch") for name in used}
     assert used["AdamW"]["lr"] == 3e-2 and found.runs[0].history[0]["lr"] == pytest.approx(3e-2) and used["Adam"] == text["Adam"]
     assert used["AdaBound"]["final_lr"] == pytest.approx(10 * text["AdaBound"]["final_lr"]) and used["AdaBound"]["lr"] == 3e-3
-    assert "but those of AdamW (lr 0.03), AdaBound (lr 0.003), given with it" in str(found)
+    assert "but lr is 0.03 for AdamW and 0.003 for AdaBound, as the task says" in str(found)
     assert fit(amounts(lr={"AdamW": 3e-2}), "AdamW", overrides={"lr": 0.5}).config["hyperparameters"]["lr"] == 0.5
     with pytest.raises(Conflict, match="other settings"):
         compared(amounts(), ["AdamW"], 1, store)

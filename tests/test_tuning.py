@@ -124,9 +124,9 @@ def test_rates_outside_the_budget_do_not_count(store, template):
 
 
 def test_a_diverged_run_scores_nothing(template):
-    runs = [replace(template, seed=seed, variant="x10", diverged=seed == 1001, final_accuracy=90.0) for seed in TUNING_SEEDS]
+    runs = [retold(template, [1.0, 90.0], seed == 1001, seed=seed, variant="x10") for seed in TUNING_SEEDS]
     assert scores_of(runs) == {4: [90.0, 0.0]}
-    assert scores_of([replace(template, variant="x10", diverged=True, final_accuracy=None)]) == {}
+    assert scores_of([retold(template, [], True, variant="x10")]) == {}
 
 
 def test_a_seed_of_the_search_cannot_report(store, template):
@@ -175,7 +175,7 @@ def test_the_command_line_tunes_then_trains(tmp_path, monkeypatch, capsys):
 
 
 def test_the_seeds_that_chose_and_the_papers_own_count_nowhere(template):
-    runs = [replace(template, seed=seed, protocol="tuned", final_accuracy=float(seed), diverged=seed == 7)
+    runs = [retold(template, [1.0, float(seed)], seed == 7, seed=seed, protocol="tuned")
             for seed in (3, 7, PAPER_SEED, *TUNING_SEEDS)]
     found = reported([*runs, replace(template, seed=4, variant="x1")])
     assert found == {name: {} for name in STRATEGIES} | {"Fixed SGD": {3: 3.0, 7: 0.0}}
