@@ -279,24 +279,21 @@ def own_task(
         Makes a fresh model, which returns a tensor of outputs, for class numbers logits of shape
         [examples, classes]. Its weights are drawn from torch's global generator.
     train, test : iterable of batches, or pair of tensors
-        A DataLoader, a list of (inputs, labels), or inputs and labels themselves; inputs may be a
-        tuple, or a dictionary of what the model takes by name, with "labels" in it or beside it.
-        Each is gone through once and kept in memory.
+        A DataLoader, a list of (inputs, labels), or both themselves; inputs may be a tuple, or a
+        dictionary of what the model takes by name. Each is gone through once and kept in memory.
     epochs, batch_size : int, at least 1
         Passes over the training examples, and examples per step, however a loader cut them.
     valid : as train and test, or None, default None
-        Examples on which the epoch is chosen; the test is then touched at that epoch alone. None
-        measures on the test after every epoch, and the last epoch counts.
+        Examples on which the epoch is chosen; the test is touched there alone. None: the last counts.
     loss : function (outputs, labels) -> number or None, default None
         The mean over a batch. None is the cross entropy of class numbers, of any shape.
     metric : str, function (outputs, labels) -> number, object, or None, default None
-        "accuracy", "f1", "iou", "rmse", "mae", "r2", "perplexity" or "loss"; a function sees all
-        examples at once; an object with update, compute and reset, as torchmetrics has them, batch
-        by batch. None is accuracy. Real labels need one.
+        "accuracy", "f1", "iou", "rmse", "mae", "r2", "perplexity" or "loss"; a function of all
+        examples; an object with torchmetrics' update, compute and reset. None is accuracy.
     better : "higher", "lower" or None, default None
         Which is good, for a metric of yours that does not say so by `higher_is_better`.
     patience : int, at least 1, or None, default None
-        Epochs without a better one on `valid` after which a run stops. None goes on to the end.
+        Epochs without a better one on `valid` after which a run stops; None: never.
     regime : "scratch" or "finetune", default "scratch"
         Which of the paper's rates to take.
     classes : int or None, default None
@@ -307,26 +304,24 @@ def own_task(
     lr : mapping or None, default None
         Rate of single strategies, such as {"AdamW": 3e-5}; their other rates move in proportion.
     about : str, default "own data"
-        Where the data comes from, in words, for the records.
+        Where the data comes from, for the records.
 
     Returns
     -------
     Task
-        For `benchmark` and `fit`. Its profile "paper" is the budget asked for, "smoke" a trial of
-        two epochs of eight batches.
+        For `benchmark` and `fit`; profile "paper" is all of it, "smoke" two epochs of eight batches.
 
     Raises
     ------
     TypeError, ValueError
-        Where the batches do not fit together, and for a number that is none. `dals.benchmark` looks
-        at the rest before anything is trained.
+        Where batches do not fit together, and for a number that is none; `benchmark` looks at the rest.
 
     Examples
     --------
     >>> task = own_task("mine", lambda: nn.Linear(4, 3), (inputs, labels), (inputs, labels), epochs=5, batch_size=8)
     """
-    return _task_of(name, model, train, test, valid, epochs, batch_size, regime, classes, loss, metric, better, patience, multipliers, lr,
-                    about)
+    return _task_of(name, model, train, test, valid, epochs, batch_size, regime, classes, loss, metric, better, patience, multipliers,
+                    lr, about)
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-013
 def _beyond(labels: Tensor, part: str, count: int, what: str) -> str: # empty where all labels are in range
@@ -970,7 +965,7 @@ def _draw_mean(
     ax.plot(range(1, len(mean) + 1), mean, linestyle=style, color=color, lw=lw, zorder=zorder, label=label,
             marker="." if len(mean) == 1 else None)
 
-
+# %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-834a
 def _draw_curves(
     runs: Sequence[Run], # all of them
     rows: Sequence[Row], # of their strategies
@@ -1250,13 +1245,15 @@ def benchmark(
         yours is a row under its name, at a constant rate.
     seeds : int or iterable of int, default 5
         How many, from 0 up; or which. Fewer than five say little.
-    jobs : int, at least 1, default 1
-        Worker processes, one thread each. With 1, everything is trained right here.
+    tuned : bool, default False
+        Whether every strategy first searches for its rate, on held-out training examples (chapter 2.8).
+    protocol, profile : str, default "paper"
+        Whose rates; and the budget: "paper" is what the task says, "smoke" a trial.
     target : float or None, default None
         Accuracy in percent, or number in the unit of another metric, whose first epoch is compared.
         None is what every seed of Fixed SGD ends with, rounded to what is easier.
-    protocol, profile : str, default "paper"
-        Whose rates; and the budget: "paper" is what the task says, "smoke" a trial.
+    jobs : int, at least 1, default 1
+        Worker processes, one thread each. With 1, everything is trained right here.
     device : str or None, default None
         Where to train, such as "cuda". None is the CPU.
     fast : bool, default False
@@ -1265,8 +1262,6 @@ def benchmark(
         Where runs are kept. None is `_results`, beside settings.ini or else in the current folder.
     progress : function or None, default print
         Gets one line per finished run. None is silence.
-    tuned : bool, default False
-        Whether every strategy first searches for its rate, on held-out training examples (chapter 2.8).
 
     Returns
     -------

@@ -111,7 +111,7 @@ def refined(
     step = best_step({step: scores[step] for step in coarse})
     return step - 1, step + 1
 
-
+# %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-015b
 def score(
     run: Run, # of any strategy
 ) -> float: # percent for an accuracy; more is better
