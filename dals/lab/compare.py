@@ -1040,7 +1040,10 @@ def _draw_cost(
         right.set_xlim(left=0)
         right.plot([], [], "D", color=ink, ms=5, label=f"time to {target:g}{measure.unit}")
         right.plot([], [], color=ink, lw=6, alpha=0.35, label="two gradients per step")
-        fig.legend(loc="outside upper right", ncols=2, fontsize=8)
+        right.plot([], [], "|", color=ink, ms=10, mew=2, label="mean")
+        if any(row.final and _spread(row.final, measure) is not None for row in rows):
+            right.plot([], [], color=ink, lw=6, alpha=0.22, label="95 % interval")
+        fig.legend(loc="outside upper right", ncols=4, fontsize=8)
         for ax in (left, right):
             ax.grid(axis="y", visible=False)
     plt.close(fig)
