@@ -186,7 +186,8 @@ of L2 cache that had other work too:
   base itself on pieces would pay 25 us of Python for each, all that they save.
 - `torch.compile` of the same lines (`fused=True`) makes one loop of each update; on DistilBERT's shapes only DALS
   misses its goal with it, by a few percent. A call costs 18 us, so tensors under 2^17 floats stay in lists.
-  The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each of its values. Two sums beside what is changed become one loop only if the one that hangs on the filtered gradient comes first; then
+  The rate must come as a tensor and multiply: as `alpha` torch compiles anew for each of its values. Two sums beside what is
+  changed become one loop only if the one that hangs on the filtered gradient comes first; then
   DALS's first pass takes 1.12 to 1.15 for whole tensors of any length, otherwise, written back and read again, 1.4 for pieces of one
   length and 1.8 to 1.9 for any.
 """
