@@ -199,7 +199,7 @@ fused, one thread, with the lowest and the highest round. The first two columns 
 loops, without groups, hooks or checks.
 
 {table}
-- On large tensors a loop of one's own takes about a tenth less time than torch.compile of the readable lines.
+- On large tensors a loop of one's own takes a tenth to a sixth less time than torch.compile of the readable lines.
 - On a small model, where nothing is compiled, it is worth more, for it takes no time to start: Lion, AdaBound and DALS in a third to two
   thirds of the time of AdamW's step. torch.compile of Lion's lines for the whole list of 8 tensors in one call took 0.6 there, against 1.0
   for the same lines as they are, but compiles anew for each list of other shapes.

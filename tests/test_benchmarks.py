@@ -88,6 +88,7 @@ def test_loops_of_ones_own_are_timed_and_do_what_the_updates_do(tmp_path, monkey
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     loops = importlib.import_module("compiled").in_cpp(str(tmp_path))
+    assert sys.float_info.min / 2 > 0 # which fast mathematics would take away from every test behind this one
     p, g, m, v = torch.randn(4, 5001, generator=torch.Generator().manual_seed(0)) # more than a chunk of the sums
 
     def same(update, loop, buffers):

@@ -31,6 +31,7 @@ from dals.lab.store import claimed, Store
 from dals.lab.sweep import run_one
 from dals.recipes.strategies import STRATEGIES
 from dals.lab.training import device_name, find_device
+from dals.lab.tuning import Choice
 from records import assert_no_wait
 
 DALS = [sys.executable, "-m", "dals.cli"]
@@ -543,7 +544,7 @@ def test_a_hundred_and_fifty_command_lines_end_in_words(files, capsys, monkeypat
     monkeypatch.delenv("DALS_DATA_DIR", raising=False) # looking at models takes its time
     monkeypatch.setattr("dals.lab.sweep.sweep", lambda *args, **more: dals.lab.sweep.SweepResult()) # training is for other tests;
     monkeypatch.setattr(sys.modules["dals.lab.compare"], "sweep", dals.lab.sweep.sweep) # what is planned, refused and printed is real
-    monkeypatch.setattr("dals.lab.tuning.tune", lambda *args, **more: [])
+    monkeypatch.setattr("dals.lab.tuning.tune", lambda *args, **more: [Choice("Adam", 0, {0: [50.0, 60.0]}, lr=1e-3)])
     monkeypatch.setattr(cli, "run_notebooks", lambda *args: {})
     names = ["synthetic", "synthetic-released", "synthetic+draw-3", "synthetic+draw-0", "synthetic+validation", "nosuch", "", "..", "a/b",
              "mine", "DALS", "Fixed SGD", "*", "\xe9\xb1\ud800", "0", "-1", "1e9", "nan", "inf", "9" * 30, "0-3", "3-0", "0-" + "9" * 12,
