@@ -99,11 +99,10 @@ def _check_fields(run: Run) -> None:
         value = getattr(run, name)
         _demand(value is None or (0 if name in ("seconds", "peak_memory") else 1) <= value <= most, name, value, "a possible number")
     for name, parts in _PARTS.items():
-        values = getattr(run, name)
+        values, known = getattr(run, name), {**parts, **_MORE[name]}
         _demand(values.keys() - _MORE[name] == parts.keys(), name, values, f"made of {', '.join(parts)}")
         for part, value in values.items():
-            kinds = {**parts, **_MORE[name]}[part]
-            fine = type(value) in kinds and value != "" and _one_line(value) and (type(value) not in _NUMBER or 0 < value < 1e12)
+            fine = type(value) in known[part] and value != "" and _one_line(value) and (type(value) not in _NUMBER or 0 < value < 1e12)
             _demand(fine, f"{name}.{part}", value, "what belongs there")
     for name, value in run.config.get("own", {}).items():
         fine = type(value) in _OWN.get(name, ()) and _one_line(value) and (type(value) not in _NUMBER or 0 < value < math.inf)
