@@ -87,6 +87,12 @@ def test_a_file_of_every_kind_is_tuned_by_its_own_metric_on_examples_that_are_no
         assert {run.data["test"] for run in runs} == {len(data.valid) if data.valid else len(data.train) // 4}
 
 
+def test_a_tuned_table_says_on_which_examples_the_rates_were_chosen(tmp_path):
+    found = str(benchmark(chosen(), ["Adam"], 2, store=Store(local=tmp_path), progress=None, tuned=True))
+    assert "one budget for all, on validation examples." in found and "with other seeds, on 24 validation examples: Adam" in found
+    assert "held out of the training part" not in found
+
+
 def test_an_optimizer_of_ones_own_has_no_rate_to_search_for(tmp_path):
     def mine(params): return torch.optim.SGD(params, lr=0.1)
     with pytest.raises(ValueError, match="mine makes an optimizer whose rates are in its own lines"):

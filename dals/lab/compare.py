@@ -929,12 +929,13 @@ def _as_csv(numbers: Sequence[dict[str, Any]]) -> str:
     return file.getvalue()
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-852
-def _first_line(protocol: str) -> str:
+def _first_line(run: Run) -> str:
     "What a reader must know before the table"
-    if protocol == "tuned":
-        return "Tuned: every strategy runs at the rate that it chose, with one budget for all, on examples held out of the training part."
-    return (f"Untuned: the rates are those of protocol {protocol}, which nobody tuned for this task, so the order is mostly one of rates; "
-            "tuned=True, or --protocol tuned, lets every strategy search for its own.")
+    if run.protocol == "tuned":
+        where = "validation examples" if run.measure.validated else "examples held out of the training part"
+        return f"Tuned: every strategy runs at the rate that it chose, with one budget for all, on {where}."
+    return (f"Untuned: the rates are those of protocol {run.protocol}, which nobody tuned for this task, so the order is mostly one of "
+            "rates; tuned=True, or --protocol tuned, lets every strategy search for its own.")
 
 # %% ../../nbs/3_use/02_own_task.ipynb #21_benchmark-833
 def _colour(generation: str) -> str:
@@ -1073,17 +1074,17 @@ class Comparison:
         return [*_sentences(self.task, self.runs, self.rows, self.target, len(self.failed)), *self.search]
 
     def __str__(self) -> str:
-        return f"{_first_line(self.runs[0].protocol)}\n\n{_as_text(*self.cells(), self.notes())}"
+        return f"{_first_line(self.runs[0])}\n\n{_as_text(*self.cells(), self.notes())}"
     __repr__ = __str__
 
     def markdown(self) -> str:
         "The table and its sentences as Markdown, without HTML"
-        return f"{_first_line(self.runs[0].protocol)}\n\n{_as_markdown(*self.cells(), self.notes())}"
+        return f"{_first_line(self.runs[0])}\n\n{_as_markdown(*self.cells(), self.notes())}"
 
     def _repr_html_(self) -> str:
         from dals.lab.render import simple_table, styled
         heads, rows = self.cells()
-        return styled(simple_table(_first_line(self.runs[0].protocol), heads, rows, " ".join(self.notes())))
+        return styled(simple_table(_first_line(self.runs[0]), heads, rows, " ".join(self.notes())))
 
     def curves(self) -> Figure:
         "The metric and the training loss over epochs, a column for each generation; thin lines are seeds, thick ones means"

@@ -18,7 +18,7 @@ import torch
 
 from ..optim.schedule import range_test
 from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy
-from .compare import _fixed, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
+from .compare import _fixed, _named, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
 from .files import read_file, write_new
 from .records import Config, Key, Measure, Run
 from .store import Store
@@ -189,8 +189,7 @@ def tune(
     store, where = store or Store(), None
     if isinstance(task, str) and ".py" in task: # before the names: strategies may be registered there
         where, task = os.path.abspath(task), load_task(task)
-    wanted = list(STRATEGIES) if strategies == "all" else [strategies] if isinstance(strategies, str) else list(strategies)
-    names = list(dict.fromkeys(get_strategy(name).name for name in wanted))
+    names = list(dict.fromkeys(get_strategy(name).name for name in _named(strategies)[0]))
     if isinstance(task, Task):
         find_device(device)
         check(task, profile, "paper", names)
@@ -205,6 +204,11 @@ def tune(
     return [choice(task, name, store, profile) for name in names]
 
 # %% ../../nbs/2_evidence/08_tuning.ipynb #22_tuning-022
+def _not_of_the_search(seeds: Iterable[int]) -> None: # raises `ValueError`
+    if used := sorted({*seeds} & {*TUNING_SEEDS}):
+        raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
+
+
 def tuned_configs(
     task: str, # a name of `TASKS`
     strategies: Iterable[str], # names of `STRATEGIES`
@@ -214,8 +218,7 @@ def tuned_configs(
 ) -> list[Config]: # raises `ValueError` where a search is not complete or a seed was used for it
     "The runs that report what tuning made of some strategies"
     seeds = list(seeds)
-    if used := sorted({*seeds} & {*TUNING_SEEDS}):
-        raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
+    _not_of_the_search(seeds)
     found = {name: rates(task, name, choice(task, name, store, profile).step) for name in strategies}
     return [Config(task, name, seed, "tuned", profile, own) for name, own in found.items() for seed in seeds]
 
@@ -327,13 +330,12 @@ def searched_configs(
     progress: Callable[[str], object] | None, # gets a line for what is finished; None: silence
 ) -> tuple[list[Config], list[str]]: # raises `ValueError` where a seed was used for the search, `RuntimeError` where runs of it failed
     "The runs that report what a search made of some strategies, after the search, and what is said of it under the table"
-    if used := sorted({*seeds} & {*TUNING_SEEDS}):
-        raise ValueError(f"Seed {used[0]} was used to choose the rates: report with others.")
+    _not_of_the_search(seeds)
     found = {one.strategy: one for one in _searched(task, where, strategies, store, profile, device, fast, jobs, progress)}
     own = {name: rates(task.name, name, one.step) for name, one in found.items()}
     held = len(get_task(f"{task.name}+validation").load(profile).test)
     said = [f"Each rate is the best of {len(NEAR) + 2} multiples of the paper's, by {len(TUNING_SEEDS)} runs each with other seeds, on "
-            f"{held} examples held out of the training part: "
+            f"{held} {'validation examples' if task.epoch == 'validation' else 'examples held out of the training part'}: "
             + ", ".join(f"{name} {one.lr:.2g} (×{multiple(one.step):.3g})" for name, one in found.items()) + "."]
     if edge := [name for name, one in found.items() if one.edge]:
         said.append(f"At the end of what was tried, so that a better rate may lie beyond: {', '.join(edge)}.")
