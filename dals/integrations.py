@@ -79,6 +79,9 @@ def _trainer() -> type:
         TypeError
             For an optimizer that is not DALS, at the first update.
         """
+        optimizer: Any
+        lr_scheduler: Any
+
         def __init__(self, *args: Any, dals: Mapping[str, Any] | None = None, **kwargs: Any):
             super().__init__(*args, **kwargs)
             if dals is not None and self.optimizer is not None:

@@ -192,8 +192,10 @@ def _trained_already(run: Run) -> Run:
     return run
 
 # %% ../../nbs/4_workshop/13_sweep.ipynb #11_results-099
-def _start_worker(lifeline: Any) -> None:
-    "A worker has one thread, leaves Ctrl-C to its parent, and ends with its lifeline."
+def _start_worker(lifeline: Any, environment: Mapping[str, str]) -> None:
+    "A worker has its parent's environment and one thread, leaves Ctrl-C to its parent, and ends with its lifeline."
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -223,16 +225,26 @@ def _noted_interrupts(tick: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _births() -> Any:
+    "How workers are born: as copies of one process that has imported everything, where that is safe."
+    if sys.platform != "linux" or torch.cuda.is_available(): # a driver that was asked anything does not live on in a copy
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"]) # which a process's first optimizer imports
+    return context
+
+
 def _run_in_pool(
     units: Sequence[Unit], jobs: int, work: Callable[[Unit], list[Answer]], ended: Callable[[Unit, Future], None],
     stopping: Callable[[], bool],
 ) -> list[Unit]:
     "Run units in pools of `jobs` processes; return those that were at work when a worker was killed."
     queue, suspects = list(reversed(units)), []
-    context = multiprocessing.get_context("spawn")
+    context = _births()
     while queue:
         worker_end, our_end = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(min(jobs, len(queue)), mp_context=context, initializer=_start_worker, initargs=(worker_end,))
+        pool = ProcessPoolExecutor(min(jobs, len(queue)), mp_context=context, initializer=_start_worker,
+                                   initargs=(worker_end, dict(os.environ)))
         at_work: dict[Future, Unit] = {}
         broken = False
         try:
