@@ -8,6 +8,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"1_generations": 8, "2_evidence": 10, "3_use": 4, "4_workshop": 23} # and how many chapters each has
 CHAPTERS = [*(ROOT / "nbs").glob("*.ipynb"), *(path for part in PARTS for path in sorted((ROOT / "nbs" / part).glob("*.ipynb")))]
+FEWER = {"ablation": {"traces": [0, 1]}} # what has no smoke size of its own
 EXPERIMENTS = sorted(p for p in (ROOT / "nbs" / "experiments").glob("*.ipynb"))
 
 
@@ -42,7 +43,7 @@ def test_experiment_runs_through_papermill(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     known = papermill.inspect_notebook(path)
     assert "out" in known, "every experiment says where its pictures and tables go"
-    patiently(lambda: papermill.execute_notebook(path, tmp_path / path.name, {"out": str(tmp_path / "out")}, kernel_name="python3",
+    patiently(lambda: papermill.execute_notebook(path, tmp_path / path.name, {"out": str(tmp_path / "out"), **FEWER.get(path.stem, {})}, kernel_name="python3",
                                                  cwd=path.parent, progress_bar=False, execution_timeout=900))
     made = list((tmp_path / "out").glob("*"))
     assert made and all(p.stat().st_size for p in made)
