@@ -43,7 +43,8 @@ def test_experiment_runs_through_papermill(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     known = papermill.inspect_notebook(path)
     assert "out" in known, "every experiment says where its pictures and tables go"
-    patiently(lambda: papermill.execute_notebook(path, tmp_path / path.name, {"out": str(tmp_path / "out"), **FEWER.get(path.stem, {})}, kernel_name="python3",
-                                                 cwd=path.parent, progress_bar=False, execution_timeout=900))
+    values = {"out": str(tmp_path / "out"), **FEWER.get(path.stem, {})}
+    patiently(lambda: papermill.execute_notebook(path, tmp_path / path.name, values, kernel_name="python3", cwd=path.parent,
+                                                 progress_bar=False, execution_timeout=900))
     made = list((tmp_path / "out").glob("*"))
     assert made and all(p.stat().st_size for p in made)
