@@ -13,10 +13,11 @@ if "DALS_DATA_DIR" not in os.environ and beside.is_dir():
 # kernels start as copies of one Python that has imported torch (tests/warm.py), also those that commands under test start
 if sys.platform == "linux" and "WARM_PYTHON" not in os.environ:
     warm = Path(tempfile.mkdtemp(prefix="dals-warm-"))
-    (warm / "pid").write_text(str(os.getpid()))
+    (warm / "pid").write_text(str(os.getpid()), encoding="utf-8")
     (warm / "kernels" / "python3").mkdir(parents=True)
     words = [sys.executable, "-S", str(Path(__file__).with_name("warm.py")), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (warm / "kernels" / "python3" / "kernel.json").write_text(json.dumps({"argv": words, "display_name": "python3", "language": "python"}))
+    kernel = json.dumps({"argv": words, "display_name": "python3", "language": "python"})
+    (warm / "kernels" / "python3" / "kernel.json").write_text(kernel, encoding="utf-8")
     os.environ |= {"WARM_PYTHON": str(warm), "JUPYTER_PATH": os.pathsep.join(filter(None, [str(warm), os.environ.get("JUPYTER_PATH")]))}
 
 

@@ -31,7 +31,7 @@ def serve(folder):
     door = socket.socket(socket.AF_UNIX)
     door.bind(f"{folder}/door")
     door.listen(64)
-    tests = int(Path(folder, "pid").read_text())
+    tests = int(Path(folder, "pid").read_text(encoding="utf-8"))
     while True:
         while not select.select([door], [], [], 1)[0]:
             try:
@@ -87,7 +87,7 @@ def client(folder, words):
     if not folder or os.environ.get("OMP_NUM_THREADS") != "1":
         return None
     line = socket.socket(socket.AF_UNIX)
-    with open(f"{folder}/lock", "w") as lock:
+    with open(f"{folder}/lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.exists(f"{folder}/door"):
             server = subprocess.Popen([sys.executable, __file__, "serve", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
