@@ -134,6 +134,11 @@ def engine(
         yield client.get_executor(pure=False)
 
 
+def _seconds(todo: Sequence["Config"], runs: Sequence["Run"]) -> dict["Key", float]:
+    "What runs are thought to take, where that is known."
+    return {config.key: second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
+
+
 def train(args: argparse.Namespace) -> int:
     "Fill the local store with what is missing."
     from dals.lab.store import blocked_by, code_notes, Store, StoreError
@@ -157,7 +162,7 @@ def train(args: argparse.Namespace) -> int:
     if not todo:
         return 0
     _check_data(todo)
-    seconds = {config.key: second for config, second in zip(todo, expected(todo, runs), strict=True) if second is not None}
+    seconds = _seconds(todo, runs)
     with engine(args.engine, args.scheduler) as executor:
         store.prepare()
         return 1 if sweep(todo, store, args.jobs, executor=executor, expected=seconds, minutes=args.minutes, again=args.again).failed else 0
@@ -479,7 +484,7 @@ def decide(args: argparse.Namespace) -> int:
         print("with --minutes N they are run, best first")
         return 0
     store.prepare()
-    seconds = {config.key: second for config, second in zip(work.todo, expected(work.todo, runs), strict=True) if second is not None}
+    seconds = _seconds(work.todo, runs)
     swept = sweep(work.todo, store, args.jobs, expected=seconds, minutes=args.minutes)
     after = rulings(store.runs(variant="*"), profile, open_ones)
     print("part  before  now")
@@ -654,7 +659,9 @@ def reproduce(args: argparse.Namespace) -> int:
         todo = _missing(configs, store, only_local=True)
         print(f"training the synthetic column: {len(todo)} of {counted(len(configs), 'run')} to do"
               + (f", {cost_text(todo, store.runs(), args.jobs)}" if todo else ""))
-        failed = len(sweep(todo, store, args.jobs, only_local=True).failed)
+        seconds = _seconds(todo, store.runs())
+        todo.sort(key=lambda config: -seconds.get(config.key, math.inf)) # the longest first, so that no worker waits long for the last
+        failed = len(sweep(todo, store, args.jobs, only_local=True, expected=seconds).failed)
     result = _render(notebooks, values, out, args.jobs)
     print(f"{duration(time.monotonic() - started)} in all" + (f"; {failed} training runs failed, see above" if failed else ""))
     return 1 if failed else result
