@@ -359,7 +359,7 @@ class BaseOptimizer(Optimizer):
                 numbers = None if type(self).numbers is BaseOptimizer.numbers else partial(self.numbers, group)
                 options = {name: value for name, value in group.items() if name != "params"} | {"lr": float(group["lr"])}
                 whole = partial(update_compiled, self, options) if group.get("fused") else None
-                if not (whole and update_list_compiled(self, group, rows, numbers, options)):
+                if not (whole and update_list_compiled(type(self), group, rows, numbers, options)):
                     update_in_pieces(self.move, rows, numbers, options, whole=whole)
         return loss
 

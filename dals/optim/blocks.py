@@ -245,7 +245,7 @@ def update_compiled(
     return bool(done_compiled(moving(type(optimizer).move), type(optimizer).__name__, row, optimizer, numbers[:-1], numbers[-1], group))
 
 
-DECLINED: set[Any] = set()  # what could not be compiled in this process
+DECLINED: set[Any] = set()  # what could not be compiled in this process, and the optimizers of which that was said
 
 
 def decline(
@@ -253,15 +253,18 @@ def decline(
     name: str,  # of the optimizer
     error: Exception,  # that torch raised
 ) -> None:
-    "Warn once, and remember."
+    "Warn, once for an optimizer, and remember."
     DECLINED.add(update)
+    if name in DECLINED:
+        return
+    DECLINED.add(name)
     reason = str(error).strip().splitlines() or [type(error).__name__]
     warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200}. "
                   "Install one, or leave fused out; the numbers are the same.", stacklevel=2)
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b11
 CACHE = 2**20  # elements of a model that stays in the cache for the whole step
-LISTED = 64  # tensors: more take too long to compile in one
+LISTED = 16  # tensors: more take too long to compile in one
 
 @lru_cache(maxsize=64)
 def for_list(
@@ -284,41 +287,41 @@ def as_list(
     if dtype not in (torch.float32, torch.float64) or not all([type(p) in PLAIN and p.is_cpu and p.dtype == dtype for p in ps]):
         return None
     sizes = tuple([p.numel() for p in ps])
-    of_list = for_list(whole, sizes) if sum(sizes) <= CACHE else None
+    of_list = for_list(whole, sizes) if WORTH <= sum(sizes) <= CACHE else None
     return None if of_list in DECLINED else of_list
 
 
 @lru_cache(maxsize=64)
 def moving_list(
-    kind: Any,  # class of an optimizer
+    kind: Any,  # class of an optimizer, for which it goes too: compiled for one that it made, it would be compiled anew for the next
 ) -> Callable[..., bool]:
     "Its update of a list as it is compiled, norms and all."
-    def whole(rows: list[Any], numbers: Tensor, optimizer: Any, group: dict[str, Any]) -> bool:
+    def whole(rows: list[Any], numbers: Tensor, group: dict[str, Any]) -> bool:
         lr, *own = numbers.unbind()
         if kind.measures:
-            own = [x for p, grad, *_ in rows for x in kind.numbers(optimizer, {**group, "lr": lr}, p, grad)]
+            now = {**group, "lr": lr}
+            own = [x for p, grad, *_ in rows for x in kind.numbers(kind, now, p, grad)]
         told = [own[i::len(own) // len(rows)] for i in range(len(own) // len(rows))]
-        kind.move(optimizer, *map(Tensors, zip(*rows, strict=True)), *told, {**group, "lr": [lr] * len(rows)})
+        kind.move(kind, *map(Tensors, zip(*rows, strict=True)), *told, {**group, "lr": [lr] * len(rows)})
         return True
     return whole
 
 
 def update_list_compiled(
-    optimizer: Any,  # whose `move` it is
+    kind: Any,  # class of the optimizer
     group: dict[str, Any],  # one of its groups
     rows: list[Any],  # those of its parameters that have a gradient, each with it and its buffers
     numbers: Callable[..., tuple[Any, ...]] | None,  # what holds for one parameter, given it and its gradient; none if None
     options: dict[str, Any],  # of the group
 ) -> bool:  # whether it was done
     "The update of an optimizer over a small model, compiled."
-    kind: Any = type(optimizer)
     of_list = as_list(moving_list(kind), [row[0] for row in rows], group)
     if not of_list:
         return False
     own = [x for row in rows for x in numbers(row[0], row[1])] if numbers and not kind.measures else []
     told = torch.tensor([options["lr"], *own], dtype=rows[0][0].dtype)
     with torch.inference_mode():
-        call = partial(compiled(of_list, large=False), rows, told, optimizer, options)
+        call = partial(compiled(of_list, large=False), rows, told, options)
         return bool(attempt(call, of_list, kind.__name__, rows[0]))
 
 
