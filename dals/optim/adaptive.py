@@ -48,8 +48,9 @@ class AdaBound(BaseOptimizer):
         How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
         about 1 / gamma steps. The authors' value.
     fused : bool, default False
-        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
-        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
+        Whether large tensors are updated by a compiled loop, and small models in one compiled call:
+        sooner, after some seconds at the first step. Needs a C++ compiler, on a GPU Triton; without
+        one it warns and does as False.
 
     Raises
     ------
@@ -109,7 +110,7 @@ class AdaBound(BaseOptimizer):
     def numbers(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> tuple[float, float, float]:
         """Adam's step for a tensor, which is minus its rate, and what the bounds are to the root of the second average."""
         (beta1, beta2), lr = group["betas"], float(group["lr"])
-        t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        t = self.state[p]["step"]
         group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
         if not lr:
             return 0.0, 1.0, 1.0

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .blocks import update_compiled, update_in_pieces
+from .blocks import update_compiled, update_in_pieces, update_list_compiled
 
 # %% auto #0
 __all__ = ['Loss', 'REMEDIES', 'TELLING', 'require', 'is_number', 'number', 'rate', 'evaluate', 'holds_params', 'refuse_capture',
-           'gradients', 'at_least_float32', 'full_tensor', 'norm_of', 'refuse_flat', 'same_groups', 'is_step',
-           'same_buffers', 'BaseOptimizer']
+           'gradients', 'at_least_float32', 'full_tensor', 'norm_of', 'rate_of', 'refuse_flat', 'same_groups',
+           'is_step', 'same_buffers', 'BaseOptimizer']
 
 # %% ../../nbs/4_workshop/01_base.ipynb #03_adaptive-055
 def require(
@@ -124,12 +124,19 @@ def full_tensor(
 
 def norm_of(
     x: torch.Tensor,  # of any floating dtype
-) -> Any:  # in float32 at least: a number on the CPU; a tensor on a GPU, for which nobody waits
+) -> Any:  # in float32 at least: a number on the CPU; a tensor on a GPU, for which nobody waits, and while torch compiles
     """The norm of a whole tensor."""
     single = x.dtype == torch.float32 or x.dtype == torch.float64
     norm = torch.linalg.vector_norm(x) if single else torch.linalg.vector_norm(x, dtype=torch.float32)
     norm = norm if type(norm) is Tensor else full_tensor(norm)
-    return norm.item() if norm.is_cpu else norm
+    return norm.item() if norm.is_cpu and not torch.compiler.is_compiling() else norm
+
+
+def rate_of(
+    group: dict[str, Any],  # one of an optimizer's `param_groups`
+) -> Any:  # a number; a tensor while torch compiles, which would otherwise compile for one rate
+    """The rate of a group."""
+    return group["lr"] if torch.compiler.is_compiling() else float(group["lr"])
 
 
 def refuse_flat(
@@ -234,7 +241,7 @@ class BaseOptimizer(Optimizer):
     """An update of dense real tensors, said to pieces of large ones and to lists of small ones, that refuses what it could not honour."""
 
     buffers: tuple[str, ...] = ()  # the tensors, zero at first, that `move` keeps for each parameter
-    counts: tuple[str, ...] = ()  # numbers that it keeps beside them
+    counts: tuple[str, ...] = ()  # numbers of steps that are kept beside them
     measures: bool = False  # whether it takes norms of tensors, which must then be whole
     at_least_0: tuple[str, ...] = ()  # names of options
     positive: tuple[str, ...] = ()
@@ -352,14 +359,17 @@ class BaseOptimizer(Optimizer):
                 numbers = None if type(self).numbers is BaseOptimizer.numbers else partial(self.numbers, group)
                 options = {name: value for name, value in group.items() if name != "params"} | {"lr": float(group["lr"])}
                 whole = partial(update_compiled, self, options) if group.get("fused") else None
-                update_in_pieces(self.move, rows, numbers, options, whole=whole)
+                if not (whole and update_list_compiled(type(self), group, rows, numbers, options)):
+                    update_in_pieces(self.move, rows, numbers, options, whole=whole)
         return loss
 
     def kept(self, p: torch.Tensor) -> list[torch.Tensor]:
-        """The buffers of a parameter, which are allocated where missing."""
+        """The buffers of a parameter, which are allocated where missing; its steps are counted."""
         state = self.state[p]
         if not state:
             if self.measures:
                 refuse_flat((p,), type(self).__name__)  # FSDP1 may have come after the optimizer
             state.update({name: torch.zeros_like(p) for name in self.buffers})
+        for name in self.counts:
+            state[name] = state.get(name, 0) + 1
         return [state[name] for name in self.buffers]

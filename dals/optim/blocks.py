@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 
 # %% auto #0
-__all__ = ['PIECE', 'PLAIN', 'WORTH', 'DECLINED', 'CACHE', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of', 'Tensors',
-           'add_into', 'update_in_pieces', 'compiled', 'done_compiled', 'moving', 'update_compiled', 'decline',
-           'norms_of', 'filter_small', 'first_whole', 'first_large', 'first_pass', 'foreach_step']
+__all__ = ['PIECE', 'PLAIN', 'WORTH', 'DECLINED', 'CACHE', 'LISTED', 'cache_sized', 'flat_view', 'same_layout', 'pieces_of',
+           'Tensors', 'add_into', 'update_in_pieces', 'compiled', 'attempt', 'done_compiled', 'moving',
+           'update_compiled', 'decline', 'for_list', 'as_list', 'moving_list', 'update_list_compiled', 'norms_of',
+           'filter_small', 'first_whole', 'first_large', 'first_pass', 'foreach_step']
 
 # %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-053
 PIECE = 2**18  # elements: what is done to so many is done while they lie in the cache
@@ -185,29 +187,40 @@ def _say_together(update: Callable[..., Any], rows: list[Sequence[Tensor]], told
 # %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b06
 @lru_cache(maxsize=64)
 def compiled(
-    whole: Callable[..., Any],  # of the tensors of a row and what else it is told
+    whole: Callable[..., Any],  # of tensors and what else it is told; does not return None
+    large: bool = True,  # whether it is for a tensor of any length; otherwise for a list of these sizes
 ) -> Callable[..., Any]:
-    "One loop over a large tensor instead of one for each operation."
-    return torch.compile(whole, dynamic=True)
+    "One loop over a large tensor, or one call for a list, instead of one for each operation."
+    return torch.compile(whole, dynamic=large, fullgraph=not large)
+
+
+def attempt(
+    call: Callable[[], Any],  # something compiled
+    whole: Callable[..., Any],  # what it was compiled from
+    name: str,  # of the optimizer that asks
+    tensors: Sequence[Tensor],  # of which it changes some, if anything
+) -> Any:  # what it returns; None where it was not done
+    "Do it; where it cannot be compiled, say so once, and decline."
+    versions = [x._version for x in tensors]
+    try:
+        return call()
+    except Exception as error:
+        if [x._version for x in tensors] != versions:
+            raise
+        decline(whole, name, error)
+        return None
 
 
 def done_compiled(
-    whole: Callable[..., Any],  # as above; does not return None
+    whole: Callable[..., Any],  # as above
     name: str,  # of the optimizer that asks
     row: Sequence[Tensor],  # a large parameter, its gradient and its buffers
     *others: Any,  # what else it is told
 ) -> Any:  # what it returns; None where it was not done
-    "Update a large tensor in one pass; where that cannot be compiled, say so once, and decline."
+    "Update a large tensor of any length in one pass."
     if whole in DECLINED or not (row[0].dtype in (torch.float32, torch.float64) and same_layout(*row)):
         return None
-    versions = [x._version for x in row]
-    try:
-        return compiled(whole)([flat_view(x) for x in row], *others)
-    except Exception as error:
-        if [x._version for x in row] != versions:
-            raise
-        decline(whole, name, error)
-        return None
+    return attempt(lambda: compiled(whole)([flat_view(x) for x in row], *others), whole, name, row)
 
 
 @lru_cache(maxsize=64)
@@ -232,7 +245,7 @@ def update_compiled(
     return bool(done_compiled(moving(type(optimizer).move), type(optimizer).__name__, row, optimizer, numbers[:-1], numbers[-1], group))
 
 
-DECLINED: set[Any] = set()  # what could not be compiled in this process
+DECLINED: set[Any] = set()  # what could not be compiled in this process, and the optimizers of which that was said
 
 
 def decline(
@@ -240,15 +253,79 @@ def decline(
     name: str,  # of the optimizer
     error: Exception,  # that torch raised
 ) -> None:
-    "Warn once, and remember."
+    "Warn, once for an optimizer, and remember."
     DECLINED.add(update)
+    if name in DECLINED:
+        return
+    DECLINED.add(name)
     reason = str(error).strip().splitlines() or [type(error).__name__]
     warnings.warn(f"{name} runs without fused=True: torch.compile, which needs a C++ compiler (on a GPU, Triton), says: {reason[0]:.200}. "
                   "Install one, or leave fused out; the numbers are the same.", stacklevel=2)
 
-# %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058
+# %% ../../nbs/4_workshop/04_blocks.ipynb #04_blocks-b11
 CACHE = 2**20  # elements of a model that stays in the cache for the whole step
+LISTED = 16  # tensors: more take too long to compile in one
 
+@lru_cache(maxsize=64)
+def for_list(
+    whole: Callable[..., Any],  # of the rows of a list, its numbers and what else it is told
+    sizes: tuple[int, ...],  # of its parameters
+) -> Callable[..., Any]:
+    "The same function, apart: torch counts the compiled versions of each piece of code."
+    return FunctionType(whole.__code__.replace(), whole.__globals__, closure=whole.__closure__)
+
+
+def as_list(
+    whole: Callable[..., Any],  # of the rows of a list, its numbers as one tensor, and what else it is told; does not return None
+    ps: Sequence[Tensor],  # parameters with a gradient
+    group: dict[str, Any],  # where they come from
+) -> Callable[..., Any] | None:  # the function for a list of such sizes; None where it is not to be compiled in one
+    "Find out whether a group is small enough, and all there."
+    dtype, among = ps[0].dtype, group["params"]
+    if len(ps) > LISTED or len(ps) < len(among) and len(ps) < sum([p.requires_grad for p in among]):
+        return None
+    if dtype not in (torch.float32, torch.float64) or not all([type(p) in PLAIN and p.is_cpu and p.dtype == dtype for p in ps]):
+        return None
+    sizes = tuple([p.numel() for p in ps])
+    of_list = for_list(whole, sizes) if WORTH <= sum(sizes) <= CACHE else None
+    return None if of_list in DECLINED else of_list
+
+
+@lru_cache(maxsize=64)
+def moving_list(
+    kind: Any,  # class of an optimizer, for which it goes too: compiled for one that it made, it would be compiled anew for the next
+) -> Callable[..., bool]:
+    "Its update of a list as it is compiled, norms and all."
+    def whole(rows: list[Any], numbers: Tensor, group: dict[str, Any]) -> bool:
+        lr, *own = numbers.unbind()
+        if kind.measures:
+            now = {**group, "lr": lr}
+            own = [x for p, grad, *_ in rows for x in kind.numbers(kind, now, p, grad)]
+        told = [own[i::len(own) // len(rows)] for i in range(len(own) // len(rows))]
+        kind.move(kind, *map(Tensors, zip(*rows, strict=True)), *told, {**group, "lr": [lr] * len(rows)})
+        return True
+    return whole
+
+
+def update_list_compiled(
+    kind: Any,  # class of the optimizer
+    group: dict[str, Any],  # one of its groups
+    rows: list[Any],  # those of its parameters that have a gradient, each with it and its buffers
+    numbers: Callable[..., tuple[Any, ...]] | None,  # what holds for one parameter, given it and its gradient; none if None
+    options: dict[str, Any],  # of the group
+) -> bool:  # whether it was done
+    "The update of an optimizer over a small model, compiled."
+    of_list = as_list(moving_list(kind), [row[0] for row in rows], group)
+    if not of_list:
+        return False
+    own = [x for row in rows for x in numbers(row[0], row[1])] if numbers and not kind.measures else []
+    told = torch.tensor([options["lr"], *own], dtype=rows[0][0].dtype)
+    with torch.inference_mode():
+        call = partial(compiled(of_list, large=False), rows, told, options)
+        return bool(attempt(call, of_list, kind.__name__, rows[0]))
+
+
+# %% ../../nbs/4_workshop/04_blocks.ipynb #06_dals-058
 def norms_of(
     xs: Sequence[Tensor],  # on the CPU, of one dtype
     dtype: torch.dtype,  # in which the norms are taken

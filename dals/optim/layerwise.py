@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import require, BaseOptimizer, norm_of
+from .base import require, BaseOptimizer, norm_of, rate_of
 
 # %% ../../nbs/1_generations/04_layerwise.ipynb #04_layerwise-017
 def discriminative(groups: Iterable[dict[str, Any]], lr: float, decay: float = 2.6) -> list[dict[str, Any]]:
@@ -77,8 +77,9 @@ class LARS(BaseOptimizer):
     eps : float, at least 0, default 1e-8
         Added to the length of the gradient, against a division by 0.
     fused : bool, default False
-        Whether large tensors are updated by a compiled loop: sooner, after some seconds at the first
-        step. Needs a C++ compiler, on a GPU Triton; without one it warns and does as False.
+        Whether large tensors are updated by a compiled loop, and small models in one compiled call:
+        sooner, after some seconds at the first step. Needs a C++ compiler, on a GPU Triton; without
+        one it warns and does as False.
 
     Raises
     ------
@@ -121,7 +122,7 @@ class LARS(BaseOptimizer):
 
     def numbers(self, group: dict[str, Any], w: Tensor, g: Tensor) -> tuple[Any]:
         "The rate of a whole tensor, which is lr times its ratio."
-        length, slope, lr = norm_of(w), norm_of(g), float(group["lr"])
+        length, slope, lr = norm_of(w), norm_of(g), rate_of(group)
         total = slope + group["weight_decay"] * length + group["eps"]
         if isinstance(length, Tensor):
             return (lr * torch.where((length > 0) & (slope > 0), group["trust"] * length / total, 1.0),)
