@@ -128,7 +128,8 @@ def plan(
         else:
             configs = [Config(task, strategy, seed, protocol, profile, device=device, fast=fast, **extra)
                        for task in tasks for seed in seeds for strategy, extra in what]
-        find_device(device)
+        if device is not None: # the CPU is always there
+            find_device(device)
         for one in {(config.task, config.strategy, str(config.overrides)): config for config in configs}.values():
             settings(one)
     except (KeyError, ValueError) as error: # no such profile, protocol or device
@@ -185,7 +186,7 @@ def expected(
     for config in configs:
         asked = config.device
         if place is None and asked not in devices:
-            devices[asked] = device_name(find_device(asked))
+            devices[asked] = device_name(None if asked is None else find_device(asked))
         device = place or devices[asked]
         key = (config.task, config.profile, config.strategy, device)
         each = known[key] if key in known else known.setdefault(key, rate(*key))
