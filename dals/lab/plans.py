@@ -141,11 +141,12 @@ def work(
     task: str, # name of the task
     profile: str, # name of the profile
     protocol: str, # name of the protocol
+    epochs: int | None = None, # of a run that was made; None: as many as the protocol has
 ) -> float: # raises ValueError for a name that is not known
     "The size of a run, to compare budgets of one task: training examples seen, a test example for a third, times the tokens of a text."
     from dals.lab.tasks import get_task
-    budget = get_task(task).budget(profile, protocol)
-    return budget.epochs * (budget.train_examples + budget.test_examples / 3) * (budget.tokens or 1)
+    budget = get_task(task).budget(profile, protocol) if epochs is None else get_task(task).budget(profile)
+    return (epochs or budget.epochs) * (budget.train_examples + budget.test_examples / 3) * (budget.tokens or 1)
 
 
 def expected(
@@ -159,9 +160,11 @@ def expected(
     from dals.lab.tasks import get_task
     from dals.lab.training import device_name, find_device
     times: dict[str, list[tuple[Run, float]]] = {}
+    sizes: dict[tuple[str, str, str, int | None], float] = {}
     for run in runs:
+        size = (run.task, run.profile, run.protocol, run.config.get("epochs"))
         try:
-            second = run.seconds / work(run.task, run.profile, run.protocol)
+            second = run.seconds / (sizes[size] if size in sizes else sizes.setdefault(size, work(*size)))
         except ValueError: # of a task or profile that is no more
             continue
         times.setdefault(run.task, []).append((run, second))
