@@ -359,8 +359,9 @@ def test_the_cost_of_a_run_comes_from_the_nearest_records(root):
     far = timed(1.0, device="cpu (abacus)")
     assert expected([smoke, full], []) == [None, None] == expected([smoke, full], [timed(1.0, device="cuda (abacus)")])
     assert expected([smoke, full], [far]) == pytest.approx([1.0, work])
-    assert expected([full], [far, timed(300.0, device="cpu (abacus)", profile="paper")]) == [300.0] # its profile before others
-    older = timed(300.0, device="cpu (abacus)", profile="paper")
+    older = timed(300.0, device="cpu (abacus)", profile="paper", config={**record.config, "epochs": 80})
+    assert expected([full], [far, older]) == [300.0] # its profile before others
+    assert expected([full], [replace(older, config={**record.config, "epochs": 40})]) == [600.0] # by the epochs that it was asked for
     assert expected([full], [timed(3.0), older]) == pytest.approx([3 * work]) # our device first
     assert expected([smoke], [far, timed(3.0, strategy="SAM"), timed(9.0, strategy="gone"), timed(9.0, task="gone")]) == [1.5]
     assert cost([smoke, smoke, replace(smoke, task="synthetic-released")], [timed(2.0), timed(4.0)]) == (6.0, 1)

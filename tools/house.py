@@ -26,6 +26,7 @@ WINGS = {  # each wing, and those that it may import besides itself
 }
 TAKE_HOME = {"optim": "torch"}  # a wing that needs this package and the standard library alone
 GUARDED = {"optim": "triton"}  # what a wing may import inside an `if` or a `try`, where it is there
+BY_NAME = ("Registry", "Later", "import_module")  # calls that are given the modules to import, in words
 DOOR = ("__version__",)  # what modules may take from the package itself, whose other names are made of them
 MARKS = "<!-- the house: drawn by tools/house.py -->", "<!-- end of the house -->"
 
@@ -72,7 +73,7 @@ def imports(
                 elif base == "dals": target = f"dals:{alias.name}"
                 else: target = base if base.startswith("dals.") else base.split(".")[0]
                 yield Import(target, node.lineno, when, guarded)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("Registry", "import_module"):
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in BY_NAME:
             for word in ast.walk(node):  # modules that are named for a later import, "dals.lab.texts:RTE"
                 named = str(word.value).partition(":")[0] if isinstance(word, ast.Constant) else ""
                 if named in ours: yield Import(named, word.lineno, "call", guarded)

@@ -37,7 +37,7 @@ from .records import Config, Key, Measure
 from .store import Conflict, Store, shown, write_new
 from .sweep import duration, missing, run_one, sweep
 from .tasks import (
-    IGNORED, METRICS, TASKS, Budget, call, class_dim, class_entropy, Data, fingerprint, Metric, Split, Task, Unavailable)
+    IGNORED, METRICS, TASKS, Budget, call, class_dim, class_entropy, cross_entropy, Data, fingerprint, Metric, Split, Task, Unavailable)
 from .training import find_device, planned, Run, seed_everything
 
 if TYPE_CHECKING:
@@ -482,7 +482,7 @@ def _check_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor: # raises
                          + (", and at the loss." if task.own("") else "."))
     if not loss.requires_grad:
         raise ValueError("the loss does not depend on the model's parameters: the logits were detached, or computed without gradients.")
-    if task.loss not in (F.cross_entropy, class_entropy) and _is_sum(task.loss, outputs, labels, loss.item()):
+    if task.loss not in (cross_entropy, F.cross_entropy, class_entropy) and _is_sum(task.loss, outputs, labels, loss.item()):
         raise ValueError("the loss of a batch twice as large is twice as large: it is a sum over the examples, and the rates are made for "
                          "a mean (reduction='mean').")
     return loss

@@ -46,7 +46,7 @@ def read_file(
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        with open(descriptor, "rb", closefd=False) as file:
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read().decode()
     finally:
         os.close(descriptor)

@@ -11,12 +11,17 @@ import os
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn, Tensor
-from torch.nn import functional as F
-
+from ..recipes.strategies import Later
 from .tasks import FILES, answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn, Tensor
+    from torch.nn import functional as F
+else: # imported when it is used
+    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
 
 # %% auto #0
 __all__ = ['CIFAR10', 'CIFAR10_JPEG', 'convnet', 'crop_and_flip', 'standardized', 'read_cifar10', 'read_cifar10_jpeg']

@@ -128,7 +128,8 @@ def plan(
         else:
             configs = [Config(task, strategy, seed, protocol, profile, device=device, fast=fast, **extra)
                        for task in tasks for seed in seeds for strategy, extra in what]
-        find_device(device)
+        if device is not None: # the CPU is always there
+            find_device(device)
         for one in {(config.task, config.strategy, str(config.overrides)): config for config in configs}.values():
             settings(one)
     except (KeyError, ValueError) as error: # no such profile, protocol or device
@@ -140,11 +141,12 @@ def work(
     task: str, # name of the task
     profile: str, # name of the profile
     protocol: str, # name of the protocol
+    epochs: int | None = None, # of a run that was made; None: as many as the protocol has
 ) -> float: # raises ValueError for a name that is not known
     "The size of a run, to compare budgets of one task: training examples seen, a test example for a third, times the tokens of a text."
     from dals.lab.tasks import get_task
-    budget = get_task(task).budget(profile, protocol)
-    return budget.epochs * (budget.train_examples + budget.test_examples / 3) * (budget.tokens or 1)
+    budget = get_task(task).budget(profile, protocol) if epochs is None else get_task(task).budget(profile)
+    return (epochs or budget.epochs) * (budget.train_examples + budget.test_examples / 3) * (budget.tokens or 1)
 
 
 def expected(
@@ -158,9 +160,11 @@ def expected(
     from dals.lab.tasks import get_task
     from dals.lab.training import device_name, find_device
     times: dict[str, list[tuple[Run, float]]] = {}
+    sizes: dict[tuple[str, str, str, int | None], float] = {}
     for run in runs:
+        size = (run.task, run.profile, run.protocol, run.config.get("epochs"))
         try:
-            second = run.seconds / work(run.task, run.profile, run.protocol)
+            second = run.seconds / (sizes[size] if size in sizes else sizes.setdefault(size, work(*size)))
         except ValueError: # of a task or profile that is no more
             continue
         times.setdefault(run.task, []).append((run, second))
@@ -185,7 +189,7 @@ def expected(
     for config in configs:
         asked = config.device
         if place is None and asked not in devices:
-            devices[asked] = device_name(find_device(asked))
+            devices[asked] = device_name(None if asked is None else find_device(asked))
         device = place or devices[asked]
         key = (config.task, config.profile, config.strategy, device)
         each = known[key] if key in known else known.setdefault(key, rate(*key))

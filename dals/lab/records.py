@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 __all__ = ['THRESHOLDS', 'Key', 'Config', 'Measure', 'Run', 'Cell', 'cell_of']
 
 # %% ../../nbs/4_workshop/20_records.ipynb #20_records-a06
+_APART = frozenset("/\\\0") # what a file's name cannot have
+
+
 class Key(NamedTuple):
     "What names a run, and therefore its file"
     task: str # folder: the task, with backbone and data copy where they are not the paper's
@@ -31,13 +34,13 @@ class Key(NamedTuple):
 
     def checked(self) -> Key: # raises ValueError
         "The same key; a sentence where a part cannot be the name of a file"
-        for part, value in self._asdict().items():
+        for part, value in zip(self._fields, self, strict=True):
             if part == "seed":
                 if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
                     raise ValueError(f"a seed is a whole number from 0 up and below 2**64, not {reprlib.repr(value)}")
             elif part == "variant" and value is None:
                 continue
-            elif not isinstance(value, str) or not value or value.startswith(".") or set(value) & set("/\\\0"):
+            elif not isinstance(value, str) or not value or value.startswith(".") or not _APART.isdisjoint(value):
                 raise ValueError(f"{part} {value!r} cannot be the name of a file: "
                                  "use a text without slashes that does not begin with a dot")
             elif not value.isprintable():
@@ -177,10 +180,10 @@ class Run:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Run: # raises `ValueError` that names what is wrong
         "The run that `to_dict` described"
-        names = {field.name for field in fields(cls)}
+        names = cls.__dataclass_fields__.keys()
         if record.get("schema") != cls.schema:
             raise ValueError(f"A run record of schema {record.get('schema')!r} cannot be read: this version knows schema {cls.schema}.")
-        missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
+        missing, unknown = sorted(names - record.keys()), sorted(record.keys() - names)
         if missing or unknown:
             parts = [f"{word} {', '.join(names)}" for word, names in (("it lacks", missing), ("it has unknown", unknown)) if names]
             raise ValueError(f"This is not a run record of schema {cls.schema}: {' and '.join(parts)}.")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from operator import itemgetter
+from operator import contains, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -65,6 +65,7 @@ _PARTS: dict[str, dict[str, tuple[type, ...]]] = {
     "config": {"epochs": (int,), "batch_size": (int,), "steps_per_epoch": (int,), "multiplier": _NUMBER, "hyperparameters": (dict,),
                "overrides": (dict,)}}
 _MORE: dict[str, dict[str, tuple[type, ...]]] = {"data": {"valid": (int,)}, "config": {"own": (dict,)}} # of tasks that are not the paper's
+_KNOWN = {name: {**parts, **_MORE[name]} for name, parts in _PARTS.items()}
 _OWN: dict[str, tuple[type, ...]] = {"loss": _TEXT, "metric": _TEXT, "higher": (bool,), "epoch": _TEXT, "patience": (int,), "lr": _NUMBER}
 
 
@@ -78,7 +79,11 @@ def shown(
 
 def _demand(fine: object, what: str, value: object, wanted: str) -> None:
     if not fine:
-        raise ValueError(f"its {what} is {shown(value)}, not {wanted}")
+        _refuse(what, value, wanted)
+
+
+def _refuse(what: str, value: object, wanted: str) -> NoReturn: # by itself in loops, where making the words would take the time
+    raise ValueError(f"its {what} is {shown(value)}, not {wanted}")
 
 
 def _plain(value: object) -> bool: # a setting: a word, a finite number, or a few of them
@@ -94,22 +99,25 @@ def _check_fields(run: Run) -> None:
     "Every field is of its kind and in its range."
     for name, kinds in _KINDS.items():
         value = getattr(run, name)
-        _demand(type(value) in kinds and value != "" and _one_line(value), name, value, "what belongs there")
+        if type(value) not in kinds or value == "" or not _one_line(value):
+            _refuse(name, value, "what belongs there")
     for name, most in _RANGES.items():
         value = getattr(run, name)
         _demand(value is None or (0 if name in ("seconds", "peak_memory") else 1) <= value <= most, name, value, "a possible number")
     for name, parts in _PARTS.items():
-        values, known = getattr(run, name), {**parts, **_MORE[name]}
-        _demand(values.keys() - _MORE[name] == parts.keys(), name, values, f"made of {', '.join(parts)}")
+        values, known = getattr(run, name), _KNOWN[name]
+        if values.keys() - _MORE[name] != parts.keys():
+            _refuse(name, values, f"made of {', '.join(parts)}")
         for part, value in values.items():
-            fine = type(value) in known[part] and value != "" and _one_line(value) and (type(value) not in _NUMBER or 0 < value < 1e12)
-            _demand(fine, f"{name}.{part}", value, "what belongs there")
+            if type(value) not in known[part] or value == "" or not _one_line(value) or (type(value) in _NUMBER and not 0 < value < 1e12):
+                _refuse(f"{name}.{part}", value, "what belongs there")
     for name, value in run.config.get("own", {}).items():
         fine = type(value) in _OWN.get(name, ()) and _one_line(value) and (type(value) not in _NUMBER or 0 < value < math.inf)
         _demand(fine and value != "", f"config.own.{name}", value, "what belongs there")
     for part in ("hyperparameters", "overrides"):
         for name, value in run.config[part].items():
-            _demand(_plain(value), f"config.{part}.{name}", value, "a setting")
+            if not _plain(value):
+                _refuse(f"config.{part}.{name}", value, "a setting")
     _demand(all(type(value) is str and _one_line(name + value) for name, value in run.versions.items()), "versions", run.versions,
             "texts alone")
     _demand(run.precision in ("float32", "bfloat16"), "precision", run.precision, "float32 or bfloat16")
@@ -119,30 +127,37 @@ def _check_fields(run: Run) -> None:
 def _check_history(run: Run) -> None:
     "The history is one of numbers, and everything that follows from it does."
     rows, epochs, test, own = run.history, run.config["epochs"], run.data["test"], run.config.get("own", {})
-    metric, validated, plain = run.measure.metric, run.measure.validated, not {"metric", "epoch"} & own.keys()
+    metric, _, validated = run.measure
+    plain = not {"metric", "epoch"} & own.keys()
     names = ("epoch", "train_loss", f"{'valid' if validated else 'test'}_{metric}", "lr")
-    _demand(all(type(row) is dict and names[2] in row for row in rows), "history", rows, f"rows of {', '.join(names)}")
+    fine = {*map(type, rows)} <= {dict} and all(map(contains, rows, itertools.repeat(names[2])))
+    _demand(fine, "history", rows, f"rows of {', '.join(names)}")
     numbers, losses, scores, rates = map(list, zip(*map(itemgetter(*names), rows), strict=True)) if rows else ([], [], [], [])
     _demand(numbers == list(range(1, len(rows) + 1)) and {*map(type, numbers)} <= {int}, "epochs", numbers, "1, 2, 3 and so on")
     for name, values in (("train_loss", losses), (names[2], scores), ("lr", rates)):
         _demand({*map(type, values)} <= {int, float} and all(map(math.isfinite, values)), name, values, "finite numbers")
-    for row in rows: # a chosen epoch has its test beside its validation
-        _demand(len(row) == 4 + (validated and row["epoch"] == run.epoch), "history", rows, f"rows of {', '.join(names)}")
-    _demand(type(run.score) in (int, float, type(None)) and math.isfinite(run.score or 0), f"test_{metric}", run.score, "a finite number")
-    stopped = "patience" in own and len(rows) - (run.epoch or 0) == own["patience"]
+    epoch = run.epoch
+    chosen = epoch if validated else None # has its test beside its validation
+    fine = all(len(row) == 4 + (row["epoch"] == chosen) for row in rows) if chosen else {*map(len, rows)} <= {4}
+    _demand(fine, "history", rows, f"rows of {', '.join(names)}")
+    final = run.score
+    _demand(type(final) in (int, float, type(None)) and math.isfinite(final or 0), f"test_{metric}", final, "a finite number")
+    stopped = "patience" in own and len(rows) - (epoch or 0) == own["patience"]
     _demand(len(rows) < epochs if run.diverged else len(rows) == epochs or stopped, "history", f"{len(rows)} epochs long",
             f"{'shorter than' if run.diverged else 'as long as'} the {epochs} of its config")
     _demand(metric != "accuracy" or not rows or (min(scores) >= 0 and max(scores) <= 100), names[2], scores, "percent")
     _demand(not rows or ((min(losses) >= 0 or "loss" in own) and min(rates) >= 0), "train_loss and lr", [*losses, *rates], "from 0 up")
     for score in {*scores} if plain else ():
         right = score * test / 100
-        _demand(abs(right - round(right)) < 1e-6, "test_accuracy", score, f"a share of {test} examples")
+        if not abs(right - round(right)) < 1e-6:
+            _refuse("test_accuracy", score, f"a share of {test} examples")
     for name, value, follows in (("best_accuracy", run.best_accuracy, max(scores, default=None) if plain else None),
                                  ("final_accuracy", run.final_accuracy, scores[-1] if scores and plain else None)):
         _demand(type(value) in (int, float, type(None)) and value == follows, name, value, f"the {follows} that follows from its history")
     _demand({*map(str, THRESHOLDS)} <= run.epochs_to.keys() or not plain, "epochs_to", run.epochs_to, f"about {THRESHOLDS}")
     for level, epoch in run.epochs_to.items():
-        first = next((i for i, score in enumerate(scores, 1) if score >= float(level)), None)
+        least = float(level) if scores else 0.0
+        first = next((i for i, score in enumerate(scores, 1) if score >= least), None)
         _demand(type(epoch) in (int, type(None)) and epoch == first, f"epochs_to.{level}", epoch,
                 f"the {first} that follows from its history")
     steps = -(-run.data["train"] // run.config["batch_size"])
@@ -154,12 +169,15 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+_parse = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
 def from_text(
     text: str, # the whole file
 ) -> Run: # raises ValueError where the record is damaged or contradicts itself, NewerRecord where it is too new
     "The run in a record of this schema version or an older one."
     try:
-        record = json.loads(text, parse_constant=_no_constant)
+        record = _parse(text)
         _demand(type(record) is dict, "content", record, "a JSON object")
         version = record.get("schema")
         _demand(type(version) is int and version > 0, "schema", version, "a whole number from 1 up")
@@ -374,6 +392,11 @@ def _beside(path: Path, word: str) -> Path: # 7.json.damaged, 7.json.1.damaged
     return next(name for name in names if not os.path.lexists(name))
 
 
+def _names(key: Key) -> tuple[str, str, str, str, str]:
+    "Of the four folders of a record and of its file"
+    return *key[:4], f"{key.seed}.json" if key.variant is None else f"{key.seed}-{key.variant}.json"
+
+
 _RECORD = re.compile(r"\d+(-.*)?\.json", re.S) # how the file of a record is named: SEED[-VARIANT].json
 
 
@@ -397,9 +420,7 @@ class Store:
         where: str = "local", # or "published"
     ) -> Path:
         "Where the record of a run lies, or would lie: TASK/PROFILE/PROTOCOL/STRATEGY/SEED[-VARIANT].json."
-        key = run.key.checked()
-        name = f"{key.seed}.json" if key.variant is None else f"{key.seed}-{key.variant}.json"
-        return self._folder(where) / key.task / key.profile / key.protocol / key.strategy / name
+        return self._folder(where).joinpath(*_names(run.key.checked()))
 
     def claim(
         self,
@@ -419,7 +440,7 @@ class Store:
                 time.sleep(0.05)
                 text = read_file(path)
             run = from_text(text)
-            if self.path(run, where) != path:
+            if path.parts[-5:] != _names(run.key):
                 raise ValueError(f"it is the record of {'/'.join(map(str, run.key))}")
             run.origin = where # type: ignore[attr-defined]
             return run

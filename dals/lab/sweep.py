@@ -24,14 +24,18 @@ from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from ..recipes.strategies import Later
 from .records import Config, Key, Run
-from .seeds import fit_stack, stacks
 from .store import _differing, blocked_by, claimed, Conflict, holder, NewerRecord, outdated, Store, StoreError, write_new
 from .training import fit, settings
+
+if TYPE_CHECKING:
+    import torch
+    from dals.lab.seeds import fit_stack, stacks
+else: # imported when it is used: plans ask what is missing, and for durations in words, without it
+    torch, fit_stack, stacks = Later("torch"), Later("dals.lab.seeds", "fit_stack"), Later("dals.lab.seeds", "stacks")
 
 # %% ../../nbs/4_workshop/13_sweep.ipynb #11_results-047
 def missing(

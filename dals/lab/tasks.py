@@ -15,19 +15,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import nn, Tensor
-from torch.nn import functional as F
+from ..recipes.strategies import get_protocol, Later, lookup, Registry
 
-from ..recipes.strategies import get_protocol, lookup, Registry
+if TYPE_CHECKING:
+    import torch
+    from torch import nn, Tensor
+    from torch.nn import functional as F
+else: # imported when it is used: names and budgets are asked for without it
+    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
 
 # %% auto #0
-__all__ = ['IGNORED', 'Sums', 'METRICS', 'TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Metric', 'class_dim', 'class_entropy',
-           'answered', 'Budget', 'spread', 'shuffled', 'call', 'Task', 'get_task', 'Unavailable', 'available', 'mlp',
-           'read_synthetic', 'sum_rule', 'product_rule', 'read_synthetic_released', 'loader_permutation',
-           'loader_shuffled', 'data_file', 'columns', 'answers', 'validation']
+__all__ = ['IGNORED', 'Sums', 'METRICS', 'TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Metric', 'class_dim', 'cross_entropy',
+           'class_entropy', 'answered', 'Budget', 'spread', 'shuffled', 'call', 'Task', 'get_task', 'Unavailable',
+           'available', 'mlp', 'read_synthetic', 'sum_rule', 'product_rule', 'read_synthetic_released',
+           'loader_permutation', 'loader_shuffled', 'data_file', 'columns', 'answers', 'validation']
 
 # %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-008
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def fingerprint(*parts: Tensor | str) -> str: # twelve hex digits
     "Identifies data by texts, class numbers, and the rounded column means of real numbers"
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
+        if isinstance(part, torch.Tensor):
             part = str([f"{mean:.4f}" for mean in part.double().mean(0).tolist()] if part.is_floating_point() else part.tolist())
         digest.update(part.encode())
     return digest.hexdigest()[:12]
@@ -102,6 +105,14 @@ def class_dim(
     raise ValueError(f"outputs of shape {list(outputs.shape)} do not fit targets of shape {list(targets.shape)}")
 
 
+def cross_entropy(
+    outputs: Tensor, # [examples, classes]
+    targets: Tensor, # class numbers, [examples]
+) -> Tensor: # one number
+    "torch's own"
+    return F.cross_entropy(outputs, targets)
+
+
 def class_entropy(
     outputs: Tensor, # [examples, classes, ...] or [examples, ..., classes]
     targets: Tensor, # class numbers, [examples, ...]
@@ -125,7 +136,7 @@ def answered(
     return outputs.argmax(dim)[counted], targets[counted], outputs.shape[dim]
 
 # %% ../../nbs/4_workshop/08_tasks.ipynb #09_tasks-715
-Sums = tuple[Tensor, ...]
+Sums: TypeAlias = "tuple[Tensor, ...]"
 
 
 def _right(outputs: Tensor, targets: Tensor, shares: bool = False) -> Sums:
@@ -226,7 +237,7 @@ class Task:
     multipliers: dict[str, float] = field(default_factory=lambda: {"SGD": 1.0, "Adam": 1.0}) # for all rates of a family
     order: Callable[[Split, int], Tensor] = shuffled # of an epoch: from the examples and the batch size to an index
     logits: Callable[..., Tensor] = call # from a model and the inputs of a batch to [examples, classes], or what the loss takes
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy # from outputs and labels of a batch to one number, a mean over the examples
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy # from outputs and labels of a batch to one number, a mean over the examples
     metric: Metric | None = None # what is measured; None: the share of right answers, in percent
     epoch: str = "last" # which one counts: "last", or "validation", the best on `Data.valid`
     patience: int | None = None # epochs without a better one on `Data.valid` after which a run ends; None: it never does
@@ -240,7 +251,7 @@ class Task:
     def own(self, strategy: str) -> dict[str, Any]:
         "What a run does otherwise than the paper's tasks would have it, for its record; empty where it is nothing"
         found: dict[str, Any] = {}
-        if self.loss not in (F.cross_entropy, class_entropy):
+        if self.loss not in (cross_entropy, class_entropy) and self.loss is not F.cross_entropy:
             found["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__).strip("<>") # of a lambda
         if self.metric is not None:
             found |= {"metric": self.metric.name, "higher": self.metric.higher}

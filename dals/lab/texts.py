@@ -10,17 +10,21 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn, Tensor
-
+from ..recipes.strategies import Later
 from .tasks import answers, Budget, columns, Data, data_file, fingerprint, Split, spread, Task, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn, Tensor
+else: # imported when it is used
+    torch, nn = Later("torch"), Later("torch.nn")
 
 # %% auto #0
 __all__ = ['TREC_CLASSES', 'Questions', 'DISTILBERT', 'TREC6_MINILM', 'TREC6', 'RTE_MINILM', 'RTE', 'IMDB_MINILM', 'IMDB',
            'trec_questions', 'hub_answers', 'hub_questions', 'tokenized', 'bucketed', 'read_texts', 'minilm_folder',
-           'pretrained', 'MeanPoolClassifier', 'minilm_tokenizer', 'minilm', 'from_hub', 'stock_logits', 'text_tasks',
+           'pretrained', 'mean_pooled', 'minilm_tokenizer', 'minilm', 'from_hub', 'stock_logits', 'text_tasks',
            'rte_pairs', 'imdb_reviews']
 
 # %% ../../nbs/4_workshop/09_texts.ipynb #09_tasks-045
@@ -154,30 +158,26 @@ def pretrained(
                 logging.enable_progress_bar()
 
 
-class MeanPoolClassifier(nn.Module):
+def mean_pooled(
+    encoder: nn.Module, # a Hugging Face encoder
+    width: int, # of its states
+    classes: int, # possible answers
+) -> nn.Module: # from token numbers and a mask, 1 for a token and 0 for padding, each [examples, tokens], to logits, [examples, classes]
     "An encoder, the mean of its last states over the real tokens, and DistilBERT's head"
-    def __init__(
-        self,
-        encoder: nn.Module, # a Hugging Face encoder
-        width: int, # of its states
-        classes: int, # possible answers
-    ):
-        super().__init__()
-        self.encoder = encoder
-        self.pre_classifier = nn.Linear(width, width)
-        self.dropout = nn.Dropout(0.2)
-        self.classifier = nn.Linear(width, classes)
+    class MeanPoolClassifier(nn.Module): # here, since torch is imported now
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+            self.pre_classifier = nn.Linear(width, width)
+            self.dropout = nn.Dropout(0.2)
+            self.classifier = nn.Linear(width, classes)
 
-    def forward(
-        self,
-        ids: Tensor, # token numbers, [examples, tokens]
-        mask: Tensor, # 1 for a token, 0 for padding, [examples, tokens]
-    ) -> Tensor: # logits, [examples, classes]
-        "Mean over the real tokens, then the head"
-        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        real = mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * real).sum(1) / real.sum(1)
-        return self.classifier(self.dropout(self.pre_classifier(pooled).relu()))
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            real = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * real).sum(1) / real.sum(1)
+            return self.classifier(self.dropout(self.pre_classifier(pooled).relu()))
+    return MeanPoolClassifier()
 
 
 def minilm_tokenizer() -> Any: # raises `Unavailable`
@@ -189,7 +189,7 @@ def minilm(classes: int) -> nn.Module: # raises `Unavailable`
     "The offline encoder under a fresh head; only the head is drawn from the global generator"
     with torch.random.fork_rng(devices=[]):
         encoder = pretrained("AutoModel", minilm_folder(), local_files_only=True, add_pooling_layer=False)
-    return MeanPoolClassifier(encoder, encoder.config.hidden_size, classes).train()
+    return mean_pooled(encoder, encoder.config.hidden_size, classes).train()
 
 
 # %% ../../nbs/4_workshop/09_texts.ipynb #09_tasks-063

@@ -17,21 +17,24 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn, Tensor
-from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
-from ..recipes.strategies import PAPER, RATES, get_protocol, get_strategy, lookup, Strategy
+from ..recipes.strategies import PAPER, RATES, get_protocol, get_strategy, Later, lookup, Strategy
 from .tasks import TASKS, Data, get_task, mlp, Split, Task
 from .records import THRESHOLDS, Config, Run
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn, Tensor
+    from torch.nn import functional as F
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+else: # imported when it is used: settings of a run are asked for without it
+    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
+
 # %% auto #0
 __all__ = ['PAPER_TASKS', 'train_epoch', 'accuracy', 'measured', 'train_epochs', 'find_device', 'device_name', 'peak_memory',
-           'versions', 'commit', 'behaviour', 'seed_everything', 'planned', 'settings', 'record', 'Forward', 'replayed',
+           'versions', 'commit', 'behaviour', 'seed_everything', 'planned', 'settings', 'record', 'replayed',
            'has_bfloat16', 'faster', 'fit']
 
 # %% ../../nbs/4_workshop/11_training.ipynb #10_training-008
@@ -64,7 +67,6 @@ def train_epoch(
     return float(torch.stack(losses).sum()) / len(split), float(lr)
 
 
-@torch.inference_mode()
 def accuracy(
     task: Task, # says how logits come out of its model
     model: nn.Module, # left in training mode
@@ -76,10 +78,11 @@ def accuracy(
         split, batch_size = split.take(split.lengths.argsort(stable=True)), batch_size // 10
     model.eval()
     right, finite = 0, True
-    for inputs, labels in split.batches(batch_size):
-        logits = task.logits(model, *inputs)
-        right += int((logits.argmax(1) == labels).sum())
-        finite = finite and bool(logits.isfinite().all())
+    with torch.inference_mode():
+        for inputs, labels in split.batches(batch_size):
+            logits = task.logits(model, *inputs)
+            right += int((logits.argmax(1) == labels).sum())
+            finite = finite and bool(logits.isfinite().all())
     model.train()
     return 100 * right / len(split) if finite else math.nan
 
@@ -159,14 +162,16 @@ def find_device(
     return place
 
 
-def device_name(place: torch.device) -> str:
+def device_name(
+    place: torch.device | None, # None is the CPU
+) -> str:
     "A device in words: its type and the name of the chip"
-    if place.type == "cuda":
+    if place is not None and place.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(place)})"
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{place.type} ({[*models, platform.processor() or platform.machine()][0]})"
+    return f"{place.type if place else 'cpu'} ({[*models, platform.processor() or platform.machine()][0]})"
 
 
 def peak_memory(
@@ -329,27 +334,20 @@ def record(
         behaviour=behaviour(task, asked["strategy"], asked["protocol"], config["hyperparameters"]), **asked)
 
 
-class Forward(nn.Module):
-    "A model and the way its logits come out, as one module"
-    def __init__(
-        self,
-        model: nn.Module, # whose parameters it has
-        logits: Callable[..., Tensor], # from a model and the inputs of a batch
-    ):
-        super().__init__()
-        self.model, self.logits = model, logits
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        "The logits of a batch"
-        return self.logits(self.model, *inputs)
-
-
 def replayed(
     logits: Callable[..., Tensor], # from a model and the inputs of a batch
     texts: bool, # whether the shape changes from batch to batch
 ) -> Callable[..., Tensor]: # the same; in training, both passes over a shape are captured as CUDA graphs once and replayed from then on
     "A small model waits for the CPU to start its many kernels; a graph starts them all at once"
     graphs: dict[torch.Size, Any] = {}
+
+    class Forward(nn.Module): # a model and the way its logits come out, as one module
+        def __init__(self, model: nn.Module):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return logits(self.model, *inputs)
 
     def replay(model: nn.Module, *inputs: Tensor) -> Tensor:
         if not model.training:
@@ -358,7 +356,7 @@ def replayed(
             inputs = tuple(F.pad(x, (0, -x.shape[1] % 8)) for x in inputs)
         shape = inputs[0].shape
         if shape not in graphs:
-            graphs[shape] = torch.cuda.make_graphed_callables(Forward(model, logits), tuple(x.clone() for x in inputs))
+            graphs[shape] = torch.cuda.make_graphed_callables(Forward(model), tuple(x.clone() for x in inputs))
         return graphs[shape](*inputs)
     return replay
 

@@ -12,19 +12,25 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from ..optim.schedule import range_test
-from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy
-from .compare import _fixed, _named, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
+from ..recipes.strategies import PAPER_SEED, RATES, STRATEGIES, get_strategy, Later
 from .files import read_file, write_new
 from .records import Config, Key, Measure, Run
 from .store import Store
 from .sweep import sweep
 from .tasks import get_task, Task
 from .training import find_device, planned, seed_everything, settings
+
+if TYPE_CHECKING:
+    import torch
+    from dals.lab.compare import _fixed, _named, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task
+    from dals.optim.schedule import range_test
+else: # imported when it is used: the rates that were found are asked for without it
+    range_test = Later("dals.optim.schedule", "range_test")
+    _fixed, _named, _no_strangers, _train_missing, check, first_epoch, known_as_registered, load_task = (
+        Later("dals.lab.compare", name) for name in (
+            "_fixed", "_named", "_no_strangers", "_train_missing", "check", "first_epoch", "known_as_registered", "load_task"))
 
 # %% auto #0
 __all__ = ['COARSE', 'TUNING_SEEDS', 'NEAR', 'BASES', 'multiple', 'variant_of', 'step_of', 'rates', 'trials', 'Choice',

@@ -11,27 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
-import torch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
-from torch.optim.lr_scheduler import LRScheduler
-
-from ..optim.adaptive import AdaBound
-from ..optim.dals import DALS, DALSAcc, DALSFast
-from ..optim.joint import SAM, Grokfast, Lion, Lookahead, stlr
-from ..optim.layers import layer_groups
-from ..optim.layerwise import LARS, discriminative
-from ..optim.schedule import constant, cosine, floored, is_count, per_step, restarts, Schedule, warmup as warmed
-
-if TYPE_CHECKING:
+if TYPE_CHECKING: # the same names as below `Later`
+    import torch
+    from torch import nn
+    from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
+    from torch.optim.lr_scheduler import LRScheduler
     from typing_extensions import Unpack
+    from dals.optim.adaptive import AdaBound
+    from dals.optim.dals import DALS, DALSAcc, DALSFast
+    from dals.optim.joint import SAM, Grokfast, Lion, Lookahead, stlr
+    from dals.optim.layers import layer_groups
+    from dals.optim.layerwise import LARS, discriminative
+    from dals.optim.schedule import constant, cosine, floored, is_count, per_step, restarts, Schedule, warmup as warmed
 
 # %% auto #0
 __all__ = ['Built', 'Composition', 'RATES', 'STRATEGIES', 'PROTOCOLS', 'PAPER_SEED', 'PAPER', 'TUNED', 'Registry', 'lookup',
-           'Plan', 'Deviation', 'Protocol', 'get_protocol', 'Overrides', 'Strategy', 'get_strategy', 'strategy',
-           'own_strategy']
+           'Later', 'Plan', 'Deviation', 'Protocol', 'get_protocol', 'Overrides', 'Strategy', 'get_strategy',
+           'strategy', 'own_strategy']
 
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-901
 _Row = TypeVar("_Row")
@@ -90,6 +88,48 @@ def lookup(
     said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:200]}..."
     raise ValueError(f"There is no {what} {said}.{hint} Known: {', '.join(table) or 'none'}.")
 
+# %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-941
+class Later:
+    """A module, or something in one, that is imported when it is first used: looked into, or called.
+
+    Parameters
+    ----------
+    module : str
+        Where it is, such as "torch.optim".
+    name : str, default ""
+        What of it is meant, such as "SGD"; "" is the module itself.
+    """
+    def __init__(self, module: str, name: str = ""):
+        self._module, self._name = module, name
+        self._found: Any = None
+
+    def _find(self) -> Any:
+        if self._found is None:
+            module = import_module(self._module)
+            self._found = getattr(module, self._name) if self._name else module
+        return self._found
+
+    def __reduce__(self) -> Any:
+        return Later, (self._module, self._name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._find()(*args, **options)
+
+
+if not TYPE_CHECKING:
+    torch, nn = Later("torch"), Later("torch.nn")
+    SGD, Adam, AdamW, RAdam = (Later("torch.optim", name) for name in ("SGD", "Adam", "AdamW", "RAdam"))
+    AdaBound, layer_groups = Later("dals.optim.adaptive", "AdaBound"), Later("dals.optim.layers", "layer_groups")
+    DALS, DALSAcc, DALSFast = (Later("dals.optim.dals", name) for name in ("DALS", "DALSAcc", "DALSFast"))
+    SAM, Grokfast, Lion, Lookahead, stlr = (
+        Later("dals.optim.joint", name) for name in ("SAM", "Grokfast", "Lion", "Lookahead", "stlr"))
+    LARS, discriminative = (Later("dals.optim.layerwise", name) for name in ("LARS", "discriminative"))
+    constant, cosine, floored, is_count, per_step, restarts, warmed = (
+        Later("dals.optim.schedule", name) for name in ("constant", "cosine", "floored", "is_count", "per_step", "restarts", "warmup"))
+
 # %% ../../nbs/2_evidence/00_strategies.ipynb #07_strategies-008
 @dataclass(frozen=True)
 class Plan:
@@ -98,7 +138,7 @@ class Plan:
     steps_per_epoch: int # updates in one epoch
 
 
-Built = tuple[Optimizer, Schedule | list[Schedule]] # one schedule for all groups, or one for each
+Built: TypeAlias = "tuple[Optimizer, Schedule | list[Schedule]]" # one schedule for all groups, or one for each
 Composition = Callable[..., Built]
 RATES = ("lr", "final_lr", "eta_min") # what a multiplier scales
 STRATEGIES: dict[str, Strategy] = {}
@@ -524,7 +564,7 @@ def dals_acc(model: nn.Module, plan: Plan, *, lr: float, restart_epochs: float, 
 def _own_built(make: Callable[..., Optimizer], model: nn.Module, plan: Plan, **settings: Any) -> Built:
     "What the function makes, with the settings that were asked for"
     optimizer = make(trainable(model))
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"{make.__name__} returns a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     changed = {name: value for name, value in settings.items() if value != optimizer.defaults.get(name)}
     for group in optimizer.param_groups:
