@@ -193,7 +193,7 @@ of L2 cache that had other work too:
   Lion's operations (1.7 times for two tensors of 64 by 64). The first step takes 2 to 5 s for 8 tensors, 12 to 26 s for 32 and up to two
   minutes for 64 of as many shapes, hence the 16; lengths that may vary did not compile sooner, and as flat tensors ran at 1.02 for 0.59.
 - DALS is not compiled for lists. Tried, with the lines of chapter 6 for all tensors in one call: 1.83 to 1.87 for 1.87 to 1.99 without. The
-  call alone is 1.05, of which the loops take 0.6, and torch spends the rest on 33 arguments and 24 places for norms. Finding the tensors,
+  call alone is 1.05, and 0.27 where its 33 arguments are handed over for next to nothing. Finding the tensors,
   0.1, loss, phase, schedule and options of four groups, 0.3, and torch's wrapper, 0.2, come on top. Norms in another order, the
   momentum before them, sums of squares for norms: 1.12 to 1.18 for 1.12.
 - Nor are Grokfast's filter (0.52 compiled, 0.36 in lists) and the way back of Lookahead (0.28, 0.24): what they do to a float is so little

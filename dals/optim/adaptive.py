@@ -48,9 +48,8 @@ class AdaBound(BaseOptimizer):
         How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
         about 1 / gamma steps. The authors' value.
     fused : bool, default False
-        Whether large tensors are updated by a compiled loop, and small models in one compiled call:
-        sooner, after some seconds at the first step. Needs a C++ compiler, on a GPU Triton; without
-        one it warns and does as False.
+        Whether large tensors and whole small models are updated by compiled loops, after seconds at
+        the first step. Needs a C++ compiler, on a GPU Triton; without one warns and does as False.
 
     Raises
     ------

@@ -79,9 +79,8 @@ class Lion(BaseOptimizer):
         Decoupled: a step also shrinks each weight by ``lr * weight_decay`` of itself. The authors
         advise three to ten times more than for AdamW, since the rate is smaller.
     fused : bool, default False
-        Whether large tensors are updated by a compiled loop, and small models in one compiled call:
-        sooner, after some seconds at the first step. Needs a C++ compiler, on a GPU Triton; without
-        one it warns and does as False.
+        Whether large tensors and whole small models are updated by compiled loops, after seconds at
+        the first step. Needs a C++ compiler, on a GPU Triton; without one warns and does as False.
 
     Raises
     ------

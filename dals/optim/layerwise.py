@@ -77,9 +77,8 @@ class LARS(BaseOptimizer):
     eps : float, at least 0, default 1e-8
         Added to the length of the gradient, against a division by 0.
     fused : bool, default False
-        Whether large tensors are updated by a compiled loop, and small models in one compiled call:
-        sooner, after some seconds at the first step. Needs a C++ compiler, on a GPU Triton; without
-        one it warns and does as False.
+        Whether large tensors and whole small models are updated by compiled loops, after seconds at
+        the first step. Needs a C++ compiler, on a GPU Triton; without one warns and does as False.
 
     Raises
     ------
