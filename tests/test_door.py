@@ -111,7 +111,7 @@ def test_what_is_imported_later_is_what_type_checkers_read():
             if isinstance(later, Later):
                 node, original = typed.pop(word)
                 there = import_module(original if isinstance(node, ast.Import) else node.module)
-                assert later._found() is (there if isinstance(node, ast.Import) else getattr(there, original)), (name, word)
+                assert later._find() is (there if isinstance(node, ast.Import) else getattr(there, original)), (name, word)
                 waiting += 1
     assert waiting > 20
 
