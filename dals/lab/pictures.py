@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn, Tensor
     from torch.nn import functional as F
 else: # imported when it is used
-    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
+    torch, nn, F, Tensor = Later("torch"), Later("torch.nn"), Later("torch.nn.functional"), Later("torch", "Tensor")
 
 # %% auto #0
 __all__ = ['CIFAR10', 'CIFAR10_JPEG', 'convnet', 'crop_and_flip', 'standardized', 'read_cifar10', 'read_cifar10_jpeg']

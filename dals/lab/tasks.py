@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn, Tensor
     from torch.nn import functional as F
 else: # imported when it is used: names and budgets are asked for without it
-    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
+    torch, nn, F, Tensor = Later("torch"), Later("torch.nn"), Later("torch.nn.functional"), Later("torch", "Tensor")
 
 # %% auto #0
 __all__ = ['IGNORED', 'Sums', 'METRICS', 'TASKS', 'FILES', 'Split', 'Data', 'fingerprint', 'Metric', 'class_dim', 'cross_entropy',

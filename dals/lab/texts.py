@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn, Tensor
 else: # imported when it is used
-    torch, nn = Later("torch"), Later("torch.nn")
+    torch, nn, Tensor = Later("torch"), Later("torch.nn"), Later("torch", "Tensor")
 
 # %% auto #0
 __all__ = ['TREC_CLASSES', 'Questions', 'DISTILBERT', 'TREC6_MINILM', 'TREC6', 'RTE_MINILM', 'RTE', 'IMDB_MINILM', 'IMDB',

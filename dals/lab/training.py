@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 else: # imported when it is used: settings of a run are asked for without it
-    torch, nn, F = Later("torch"), Later("torch.nn"), Later("torch.nn.functional")
+    torch, nn, F, Tensor = Later("torch"), Later("torch.nn"), Later("torch.nn.functional"), Later("torch", "Tensor")
+    Optimizer, LRScheduler = Later("torch.optim", "Optimizer"), Later("torch.optim.lr_scheduler", "LRScheduler")
 
 # %% auto #0
 __all__ = ['PAPER_TASKS', 'train_epoch', 'accuracy', 'measured', 'train_epochs', 'find_device', 'device_name', 'peak_memory',

@@ -118,10 +118,14 @@ class Later:
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self._find()(*args, **options)
 
+    def __or__(self, other: Any) -> Any: # in an annotation that somebody reads
+        return self._find() | other
+
 
 if not TYPE_CHECKING:
     torch, nn = Later("torch"), Later("torch.nn")
-    SGD, Adam, AdamW, RAdam = (Later("torch.optim", name) for name in ("SGD", "Adam", "AdamW", "RAdam"))
+    SGD, Adam, AdamW, Optimizer, RAdam = (Later("torch.optim", name) for name in ("SGD", "Adam", "AdamW", "Optimizer", "RAdam"))
+    LRScheduler = Later("torch.optim.lr_scheduler", "LRScheduler")
     AdaBound, layer_groups = Later("dals.optim.adaptive", "AdaBound"), Later("dals.optim.layers", "layer_groups")
     DALS, DALSAcc, DALSFast = (Later("dals.optim.dals", name) for name in ("DALS", "DALSAcc", "DALSFast"))
     SAM, Grokfast, Lion, Lookahead, stlr = (
