@@ -657,9 +657,10 @@ def reproduce(args: argparse.Namespace) -> int:
     failed = 0
     if any("local" in value for value in values.values()): # somebody reads records
         todo = _missing(configs, store, only_local=True)
+        runs = store.runs() if todo else []
         print(f"training the synthetic column: {len(todo)} of {counted(len(configs), 'run')} to do"
-              + (f", {cost_text(todo, store.runs(), args.jobs)}" if todo else ""))
-        seconds = _seconds(todo, store.runs())
+              + (f", {cost_text(todo, runs, args.jobs)}" if todo else ""))
+        seconds = _seconds(todo, runs)
         todo.sort(key=lambda config: -seconds.get(config.key, math.inf)) # the longest first, so that no worker waits long for the last
         failed = len(sweep(todo, store, args.jobs, only_local=True, expected=seconds).failed)
     result = _render(notebooks, values, out, args.jobs)
