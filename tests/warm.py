@@ -62,8 +62,8 @@ def attend(line):
         line.close()
         return asked
     ended = os.pidfd_open(copy)
-    while ended not in (ready := select.select([line, ended], [], [])[0]):
-        if ready and not (heard := line.recv(1)):
+    while ended not in select.select([line, ended], [], [])[0]:
+        if not (heard := line.recv(1)):
             os.killpg(copy, signal.SIGKILL)
             break
         os.killpg(copy, heard[0])
