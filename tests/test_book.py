@@ -26,7 +26,7 @@ from dals.lab.statistics import paired
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 TEACHING = sorted((NBS / "1_generations").glob("0[0-6]_*.ipynb"))
 READ = [*TEACHING, *sorted((NBS / "3_use").glob("*.ipynb"))]
-CLASSES = {  # whole optimizers in one cell, longer than the rest; the list may only shrink
+CLASSES = {  # whole optimizers, which are looked up more than read through: a sitting does not count them; the list may only shrink
     "03_adaptive-064", "04_layerwise-069", "05_joint-046", "05_joint-054", "05_joint-066"}
 
 
@@ -89,7 +89,7 @@ def test_a_chapter_of_part_1_fits_one_sitting(path):
 @pytest.mark.parametrize("path", READ, ids=lambda path: path.stem)
 def test_no_cell_is_longer_than_a_screen(path):
     lengths = {cell["id"]: len(text.splitlines()) for cell, text in cells(path, "code")}
-    assert {name for name, length in lengths.items() if length > 60} == CLASSES & {*lengths}
+    assert not {name for name, length in lengths.items() if length > 60}
 
 
 def test_the_classes_that_are_not_counted_are_there():

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import BaseOptimizer, at_least_float32, number
+from .base import BaseOptimizer, at_least_float32
 
 # %% auto #0
-__all__ = ['bounds', 'AdaBound']
+__all__ = ['bounds', 'bounded', 'clipped_step', 'AdaBound']
 
 # %% ../../nbs/1_generations/03_adaptive.ipynb #03_adaptive-061
 def bounds(
@@ -25,6 +25,29 @@ def bounds(
 ) -> tuple[float, float]:  # lowest and highest rate of a weight at step t
     """AdaBound's bounds: far apart at first, both `final_lr` in the end."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
+
+# %% ../../nbs/1_generations/03_adaptive.ipynb #03_adaptive-950
+def bounded(t: int, group: dict[str, Any]) -> tuple[float, float, float]:
+    """Minus Adam's rate at step t, and its ratio to the highest and to the lowest rate, between which the root of v then lies."""
+    (beta1, beta2), lr = group["betas"], float(group["lr"])
+    group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
+    if not lr:
+        return 0.0, 1.0, 1.0
+    rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+    low, high = bounds(t, group["final_lr"] * lr / group["base_lr"], group["gamma"])
+    return -rate, rate / high, rate / low if low else math.inf
+
+
+def clipped_step(
+    p: Any, grad: Any, mean: Any, square: Any, step: float, low: float, high: float, betas: tuple[float, float], eps: float, decay: float,
+) -> None:
+    """Adam's step with the root of v between low and high."""
+    if decay:
+        grad = grad.add(p, alpha=decay)
+    mean.lerp_(grad, 1 - betas[0])
+    square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    root = at_least_float32(square).rsqrt().reciprocal_().add_(eps)  # sooner than sqrt
+    p.addcdiv_(mean, root.clamp_(low, high), value=step)
 
 # %% ../../nbs/1_generations/03_adaptive.ipynb #03_adaptive-064
 class AdaBound(BaseOptimizer):
@@ -45,8 +68,7 @@ class AdaBound(BaseOptimizer):
     final_lr : float, positive, default 0.1
         The rate of SGD that both bounds close on. The authors' value.
     gamma : float, positive, default 1e-3
-        How fast the bounds close, per step: they are within a factor of 2 of ``final_lr`` after
-        about 1 / gamma steps. The authors' value.
+        How fast the bounds close: within a factor of 2 of ``final_lr`` after about 1 / gamma steps. The authors' value.
     fused : bool, default False
         Whether large tensors and whole small models are updated by compiled loops, after seconds at
         the first step. Needs a C++ compiler, on a GPU Triton; without one warns and does as False.
@@ -62,8 +84,7 @@ class AdaBound(BaseOptimizer):
 
     References
     ----------
-    Luo, Xiong, Liu and Sun 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate",
-    arXiv 1902.09843.
+    Luo, Xiong, Liu and Sun 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate", arXiv 1902.09843.
 
     Examples
     --------
@@ -73,56 +94,17 @@ class AdaBound(BaseOptimizer):
 
     buffers, counts = ("mean", "square"), ("step",)
     at_least_0, positive, shares = ("lr", "eps", "weight_decay"), ("final_lr", "gamma"), ("betas",)
+    starts = {"base_lr": "lr"}
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        final_lr: float = 0.1,
-        gamma: float = 1e-3,
-        fused: bool = False,
-    ):
+    def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, final_lr: float = 0.1, gamma: float = 1e-3, fused: bool = False):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, final_lr=final_lr, gamma=gamma,
                                       fused=fused))
 
-    def check(self, group: dict[str, Any]) -> None:
-        """Raise ValueError or TypeError unless this class can do what the group asks for."""
-        super().check(group)
-        number("base_lr", group.get("base_lr", 0.0))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group and remember the rate that it starts with."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group.setdefault("base_lr", float(group["lr"]))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; where it does not tell the base rate, this optimizer's own stays."""
-        base_lrs = [group["base_lr"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, base_lr in zip(self.param_groups, base_lrs, strict=True):
-            group.setdefault("base_lr", base_lr)
-
     def numbers(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> tuple[float, float, float]:
         """Adam's step for a tensor, which is minus its rate, and what the bounds are to the root of the second average."""
-        (beta1, beta2), lr = group["betas"], float(group["lr"])
-        t = self.state[p]["step"]
-        group["base_lr"] = group["base_lr"] or lr  # a group that starts at rate 0 takes its first other rate
-        if not lr:
-            return 0.0, 1.0, 1.0
-        rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        low, high = bounds(t, group["final_lr"] * lr / group["base_lr"], group["gamma"])
-        return -rate, rate / high, rate / low if low else math.inf
+        return bounded(self.state[p]["step"], group)
 
     def move(self, p: Any, grad: Any, mean: Any, square: Any, step: float, low: float, high: float, group: dict[str, Any]) -> None:
         """Move a tensor by its gradient and the two averages, which are changed in place."""
-        beta1, beta2 = group["betas"]
-        if group["weight_decay"]:
-            grad = grad.add(p, alpha=group["weight_decay"])
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = at_least_float32(square).rsqrt().reciprocal_().add_(group["eps"])  # sooner than sqrt
-        p.addcdiv_(mean, root.clamp_(low, high), value=step)
+        clipped_step(p, grad, mean, square, step, low, high, group["betas"], group["eps"], group["weight_decay"])

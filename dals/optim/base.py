@@ -246,6 +246,7 @@ class BaseOptimizer(Optimizer):
     at_least_0: tuple[str, ...] = ()  # names of options
     positive: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()  # in [0, 1)
+    starts: dict[str, str] = {}  # what a group remembers -> the option whose first value it is
     refuses: tuple[str, ...] = tuple(name for name in REMEDIES if name != "fused")
     move: Callable[..., None]  # a tensor (a piece, some), its gradient, its buffers, its `numbers` and its group: changes them in place
 
@@ -273,6 +274,8 @@ class BaseOptimizer(Optimizer):
                 rate(value)
             elif name != "betas":
                 number(name, value)
+        for name in self.starts:
+            number(name, group.get(name, 0.0))
         for name in self.at_least_0:
             require(group[name] >= 0, f"{name} must be at least 0, not {group[name]}.")
         for name in self.positive:
@@ -307,6 +310,8 @@ class BaseOptimizer(Optimizer):
         holds_params(param_group)
         super().add_param_group(param_group)
         self.admit()
+        for name, option in self.starts.items():
+            self.param_groups[-1].setdefault(name, float(self.param_groups[-1][option]))
 
     def fit(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Raise ValueError or TypeError unless the state fits: groups, options, class, shapes. What is returned is loaded instead."""
@@ -317,10 +322,13 @@ class BaseOptimizer(Optimizer):
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; one that does not fit changes nothing, options that it does not tell are the defaults."""
+        """Load a state; one that does not fit changes nothing, options that it does not tell are the defaults, starts those of now."""
         require(isinstance(state_dict, Mapping), f"The state of an optimizer is a dict, not {type(state_dict).__name__}.")
+        starts = [{name: group[name] for name in self.starts} for group in self.param_groups]
         with self.register_load_state_dict_pre_hook(lambda _, state: self.fit(state)):  # after all other hooks
             super().load_state_dict(state_dict)
+        for group, kept in zip(self.param_groups, starts, strict=True):
+            group.update({name: value for name, value in kept.items() if name not in group})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from .schedule import Schedule
 from .wrapper import Wrapper
 
 # %% auto #0
-__all__ = ['stlr', 'Lion', 'Lookahead', 'SAM', 'Grokfast']
+__all__ = ['Rows', 'stlr', 'Lion', 'meet', 'take_slow', 'sound_lookahead', 'Lookahead', 'climb', 'excursion', 'without_gradients',
+           'sound_sam', 'SAM', 'blend', 'amplify', 'restore', 'sound_grokfast', 'Grokfast']
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-010
 def stlr(cut: float = 0.1, ratio: float = 32) -> Schedule:
@@ -123,6 +124,32 @@ class Lion(BaseOptimizer):
         p.sub_(step, alpha=group["lr"])
         mean.lerp_(grad, 1 - beta2)
 
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-950
+def meet(p: Any, slow: Any, alpha: float) -> None:
+    """Move slow weights towards the fast ones, and put these there too."""
+    p.copy_(slow.lerp_(p, alpha))
+
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-960
+#| code-fold: true
+#| code-summary: "Where the slow weights begin, and what k and alpha may be"
+def take_slow(own: Mapping[Tensor, dict[str, Any]], parameters: Iterable[Tensor]) -> None:
+    """Take the weights of today as slow weights, where there are none yet."""
+    for p in parameters:
+        if p.is_cuda:
+            refuse_capture(p)
+        if "slow" not in own[p]:
+            own[p]["slow"] = p.detach().clone()
+
+
+def sound_lookahead(scalars: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless Lookahead may have these values."""
+    k, alpha, steps = (scalars[name] for name in ("k", "alpha", "steps"))
+    whole = isinstance(k, int) and not isinstance(k, bool) and k >= 1
+    require(whole, f"k must be a whole number of steps, at least 1, not {k}.")
+    number("alpha", alpha)
+    require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
+    require(is_step(steps), f"steps, the number of steps so far, must be a whole number, not {steps}.")
+
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-046
 class Lookahead(Wrapper):
     """A wrapper: after every k steps of an optimizer, go only a part of the way and restart from there.
@@ -135,8 +162,7 @@ class Lookahead(Wrapper):
     k : int, at least 1, default 5
         Fast steps for each slow one. One of the authors' values.
     alpha : float in (0, 1], default 0.5
-        How far the slow weights follow the fast ones: 1 is the base alone. One of the authors'
-        values.
+        How far the slow weights follow the fast ones: 1 is the base alone. One of the authors' values.
 
     Raises
     ------
@@ -154,8 +180,7 @@ class Lookahead(Wrapper):
 
     References
     ----------
-    Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv
-    1907.08610.
+    Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv 1907.08610.
 
     Examples
     --------
@@ -163,87 +188,83 @@ class Lookahead(Wrapper):
     >>> loss = optimizer.step(closure)
     """
 
-    buffers = ("slow",)
-    scalars = ("k", "alpha", "steps")
+    k: int
+    alpha: float
+    steps: int
+    buffers, scalars = ("slow",), ("k", "alpha", "steps")
+    sound = staticmethod(sound_lookahead)
 
     def __init__(self, base: Optimizer, k: int = 5, alpha: float = 0.5):
-        super().__init__(base)
-        self.sound({"k": k, "alpha": alpha, "steps": 0})
-        self.k, self.alpha, self.steps = k, alpha, 0
+        super().__init__(base, k=k, alpha=alpha, steps=0)
 
-    def sound(self, scalars: dict[str, Any]) -> None:
-        """Raise ValueError or TypeError unless the wrapper's attributes may have these values."""
-        k, alpha, steps = (scalars[name] for name in self.scalars)
-        whole = isinstance(k, int) and not isinstance(k, bool) and k >= 1
-        require(whole, f"k must be a whole number of steps, at least 1, not {k}.")
-        number("alpha", alpha)
-        require(0 < alpha <= 1, f"alpha must lie in (0, 1], not {alpha}.")
-        require(is_step(steps), f"steps, the number of steps so far, must be a whole number, not {steps}.")
-
-    def start(self) -> None:
-        """Take the weights of today as slow weights, where there are none yet."""
-        own = self.own
-        for p in self.parameters():
-            if p.is_cuda:
-                refuse_capture(p)
-            if "slow" not in own[p]:
-                own[p]["slow"] = p.detach().clone()
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], Loss]) -> Loss: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """Step the base; after every k-th step, move the slow weights and go on from them.
-
-        Parameters
-        ----------
-        closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already
-            there.
-
-        Returns
-        -------
-        Tensor, float or None
-            What the base returned: the loss. Where there is neither loss nor gradient, the step
-            does not count.
-        """
-        self.start()
+    def advance(self, closure: Callable[[], Loss] | None) -> Loss | None:
+        """Step the base; after every k-th step, move the slow weights and go on from them."""
+        take_slow(self.own, self.parameters())
         loss = self.take(closure)
         if loss is None and all(p.grad is None for p in self.parameters()):
-            return None  # a batch that was skipped
+            return None  # a batch that was skipped does not count
         self.steps += 1
         if self.steps % self.k == 0:
-            update_in_pieces(self.meet, [(p, self.own[p]["slow"]) for p in self.parameters()])
+            update_in_pieces(partial(meet, alpha=self.alpha), [(p, self.own[p]["slow"]) for p in self.parameters()])
         return loss
 
-    def meet(self, p: Any, slow: Any) -> None:
-        """Move slow weights towards the fast ones, and put these there too."""
-        p.copy_(slow.lerp_(p, self.alpha))
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-951
+def climb(self: Any, uphill: list[tuple[Tensor, Tensor]]) -> None:
+    """Move the weights, given with their gradients, to the steepest point within rho."""
+    norm = math.hypot(*(full_tensor(at_least_float32(grad).norm()) for _, grad in uphill))
+    for p, grad in uphill:
+        p.add_(at_least_float32(grad), alpha=self.rho / (norm + 1e-12))
+
+
+@contextmanager
+def excursion(groups: list[dict[str, Any]], climb: Callable[..., None], name: str) -> Iterator[None]:
+    """While it lasts the weights stand where `climb` takes them; then they are back, to the last bit."""
+    with torch.no_grad():
+        ascent = [(p, grad) for group in groups for p, grad in gradients(group)]
+        refuse_flat((p for p, _ in ascent), name)
+        here = [(p, p.clone()) for p, _ in ascent]
+    try:
+        with torch.no_grad():
+            climb(ascent)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, weight in here:
+                p.copy_(weight)
+
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-961
+#| code-fold: true
+#| code-summary: "A step without a closure, and what rho may be"
+def without_gradients(groups: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless a step changes nothing: torch's checkpoints make room for a state by a step with every rate 0."""
+    require(all(group.get("lr") == 0 for group in groups),
+            "SAM needs two gradients a step: call step(closure), where closure does zero_grad, forward, backward.")
+
+
+def sound_sam(scalars: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless SAM may have this value."""
+    number("rho", scalars["rho"])
+    require(scalars["rho"] >= 0, f"rho must be at least 0, not {scalars['rho']}.")
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-054
 class SAM(Wrapper):
     """A wrapper: step with the gradient of the steepest point nearby, towards minima whose whole neighbourhood is low.
 
-    Two gradients a step, so ``step`` needs a closure.
+    Two gradients a step, so ``step`` needs a closure, which it calls twice.
 
     Parameters
     ----------
     base : Optimizer
-        The optimizer that takes the step, already built. Groups and rates are its own; schedulers
-        take the wrapper.
+        The optimizer that takes the step, already built. Groups and rates are its own; schedulers take the wrapper.
     rho : float, at least 0, default 0.05
-        Radius of the neighbourhood: Euclidean distance, over all weights together. 0 is the base
-        alone. The authors' value.
+        Radius of the neighbourhood: Euclidean, over all weights together. 0 is the base alone. The authors' value.
 
     Raises
     ------
     TypeError
         Where ``base`` is not an optimizer that is already built.
     ValueError
-        For a negative ``rho``, for a base with an option that is not supported, and for parameters
-        that FullyShardedDataParallel has cut.
+        For a negative ``rho``, a base with an option that is not supported, and parameters that FSDP has flattened.
 
     Notes
     -----
@@ -254,8 +275,8 @@ class SAM(Wrapper):
 
     References
     ----------
-    Foret, Kleiner, Mobahi and Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently
-    Improving Generalization", arXiv 2010.01412.
+    Foret, Kleiner, Mobahi and Neyshabur 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    arXiv 2010.01412.
 
     Examples
     --------
@@ -263,76 +284,74 @@ class SAM(Wrapper):
     >>> loss = optimizer.step(closure)
     """
 
+    rho: float
     scalars, evaluations, measures = ("rho",), 2, True
     refuses = (*Wrapper.refuses, "maximize", "complex")
+    sound, climb = staticmethod(sound_sam), climb
 
     def __init__(self, base: Optimizer, rho: float = 0.05):
-        super().__init__(base)
-        self.sound({"rho": rho})
-        self.rho = rho
+        super().__init__(base, rho=rho)
 
-    def sound(self, scalars: dict[str, Any]) -> None:
-        """Raise ValueError or TypeError unless the wrapper's attribute may have this value."""
-        number("rho", scalars["rho"])
-        require(scalars["rho"] >= 0, f"rho must be at least 0, not {scalars['rho']}.")
-
-    def climb(self, uphill: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Move the weights, given with their gradients, to the steepest point within rho."""
-        norm = math.hypot(*(full_tensor(at_least_float32(grad).norm()) for _, grad in uphill))
-        for p, grad in uphill:
-            p.add_(at_least_float32(grad), alpha=self.rho / (norm + 1e-12))
-
-    @contextmanager
-    def uphill(self) -> Iterator[None]:
+    def uphill(self) -> AbstractContextManager[None]:
         """While it lasts the weights stand at the steepest point, by the gradients at its start; then they are back, to the last bit."""
-        with torch.no_grad():
-            ascent = [(p, grad) for group in self.param_groups for p, grad in gradients(group)]
-            refuse_flat((p for p, _ in ascent), type(self).__name__)
-            here = [(p, p.clone()) for p, _ in ascent]
-        try:
-            with torch.no_grad():
-                self.climb(ascent)
-            yield
-        finally:
-            with torch.no_grad():
-                for p, weight in here:
-                    p.copy_(weight)
+        return excursion(self.param_groups, self.climb, type(self).__name__)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], Loss]) -> Loss: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """Two gradients: here, and at the steepest point nearby; come back, and step with the second.
-
-        Parameters
-        ----------
-        closure : function without arguments, or None, default None
-            Does zero_grad, forward and backward, and returns the loss; called twice. None only
-            where every ``lr`` is 0, which makes room for a state that is to be loaded.
-
-        Returns
-        -------
-        Tensor, float or None
-            The first loss, that of the weights before the step.
-
-        Raises
-        ------
-        ValueError
-            Without a closure.
-        RuntimeError
-            For a gradient that is sparse or complex, and inside a CUDA graph.
-        """
-        if closure is None and all(group.get("lr") == 0 for group in self.param_groups):
-            return self.take()  # torch's checkpoints make room for a state in this way
+    def advance(self, closure: Callable[[], Loss] | None) -> Loss | None:
+        """Two gradients: here, and at the steepest point nearby; come back, and step with the second."""
         if closure is None:
-            raise ValueError("SAM needs two gradients a step: call step(closure), where closure does zero_grad, forward, backward.")
+            without_gradients(self.param_groups)
+            return self.take()  # type: ignore[no-any-return]
         loss = evaluate(closure)
         with self.uphill():
             evaluate(closure)
         self.take(lambda: loss)
         return loss
+
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-952
+Rows = list[tuple[Tensor, Tensor, Tensor]]  # parameters, their own gradients, amplified ones
+
+
+def blend(grad: Any, mean: Any, louder: Any, alpha: float, lamb: float) -> None:
+    """Update the average of a gradient, and put gradient plus lamb times average where it is wanted."""
+    mean.lerp_(grad, 1 - alpha)
+    add_into(louder, grad, mean, lamb)
+
+
+def amplify(wrapper: Any) -> Rows:
+    """Update the average of every gradient and put the amplified ones in their place."""
+    rows, own, places = [], wrapper.own, vars(wrapper).setdefault("_places", {})
+    for p, grad in [pair for group in wrapper.param_groups for pair in gradients(group)]:  # all, before any changes
+        if "mean" not in own[p]:
+            own[p]["mean"] = grad.clone()
+        louder = places.get(p)
+        if louder is None or louder.shape != grad.shape or louder.dtype != grad.dtype or louder.stride() != grad.stride():
+            louder = torch.empty_like(grad)
+            if grad.is_cpu:  # where fresh memory costs more than the step; on a GPU torch has it ready
+                places[p] = louder
+        rows.append((p, grad, own[p]["mean"], louder))
+    update_in_pieces(partial(blend, alpha=wrapper.alpha, lamb=wrapper.lamb), [row[1:] for row in rows])
+    for p, _, _, louder in rows:
+        p.grad = louder
+    return [(p, grad, louder) for p, grad, _, louder in rows]
+
+# %% ../../nbs/1_generations/05_joint.ipynb #05_joint-962
+#| code-fold: true
+#| code-summary: "The way back, and what alpha and lamb may be"
+def restore(rows: Rows) -> None:
+    """Put gradients back, where nobody has put others there."""
+    while rows:
+        p, grad, louder = rows.pop()
+        if p.grad is louder:
+            p.grad = grad
+
+
+def sound_grokfast(scalars: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless Grokfast may have these values."""
+    alpha, lamb = (scalars[name] for name in ("alpha", "lamb"))
+    number("alpha", alpha)
+    number("lamb", lamb)
+    require(0 <= alpha < 1, f"alpha must lie in [0, 1), not {alpha}.")
+    require(lamb >= 0, f"lamb must be at least 0, not {lamb}.")
 
 # %% ../../nbs/1_generations/05_joint.ipynb #05_joint-066
 class Grokfast(Wrapper):
@@ -346,8 +365,7 @@ class Grokfast(Wrapper):
     alpha : float in [0, 1), default 0.98
         Memory of the running average of gradients, which is their slow part. The authors' value.
     lamb : float, at least 0, default 2.0
-        How many times the average is added to the gradient; 0 is the base alone. The authors'
-        value.
+        How many times the average is added to the gradient; 0 is the base alone. The authors' value.
 
     Raises
     ------
@@ -362,8 +380,7 @@ class Grokfast(Wrapper):
 
     References
     ----------
-    Lee, Kang, Kim and Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients",
-    arXiv 2405.20233.
+    Lee, Kang, Kim and Lee 2024, "Grokfast: Accelerated Grokking by Amplifying Slow Gradients", arXiv 2405.20233.
 
     Examples
     --------
@@ -371,87 +388,26 @@ class Grokfast(Wrapper):
     >>> loss = optimizer.step(closure)
     """
 
-    buffers = ("mean",)
-    scalars = ("alpha", "lamb")
+    buffers, scalars = ("mean",), ("alpha", "lamb")
     refuses = (*Wrapper.refuses, "complex")
+    sound = staticmethod(sound_grokfast)
 
     def __init__(self, base: Optimizer, alpha: float = 0.98, lamb: float = 2.0):
-        super().__init__(base)
-        self.sound({"alpha": alpha, "lamb": lamb})
-        self.alpha, self.lamb = alpha, lamb
+        super().__init__(base, alpha=alpha, lamb=lamb)
 
-    def sound(self, scalars: dict[str, Any]) -> None:
-        """Raise ValueError or TypeError unless the wrapper's attributes may have these values."""
-        alpha, lamb = (scalars[name] for name in self.scalars)
-        number("alpha", alpha)
-        number("lamb", lamb)
-        require(0 <= alpha < 1, f"alpha must lie in [0, 1), not {alpha}.")
-        require(lamb >= 0, f"lamb must be at least 0, not {lamb}.")
-
-    def blend(self, grad: Any, mean: Any, louder: Any) -> None:
-        """Update the average of a gradient, and put gradient plus lamb times average where it is wanted."""
-        mean.lerp_(grad, 1 - self.alpha)
-        add_into(louder, grad, mean, self.lamb)
-
-    @torch.no_grad()
-    def amplify(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # parameters, their own gradients, amplified ones
-        """Update the average of every gradient and put the amplified ones in their place."""
-        rows, own, places = [], self.own, vars(self).setdefault("_places", {})
-        for p, grad in [pair for group in self.param_groups for pair in gradients(group)]:  # all, before any changes
-            if "mean" not in own[p]:
-                own[p]["mean"] = grad.clone()
-            louder = places.get(p)
-            if louder is None or louder.shape != grad.shape or louder.dtype != grad.dtype or louder.stride() != grad.stride():
-                louder = torch.empty_like(grad)
-                if grad.is_cpu:  # where fresh memory costs more than the step; on a GPU torch has it ready
-                    places[p] = louder
-            rows.append((p, grad, own[p]["mean"], louder))
-        update_in_pieces(self.blend, [row[1:] for row in rows])
-        for p, _, _, louder in rows:
-            p.grad = louder
-        return [(p, grad, louder) for p, grad, _, louder in rows]
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], Loss]) -> Loss: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """Step the base with amplified gradients, then put those of autograd back.
-
-        Parameters
-        ----------
-        closure : function without arguments, or None, default None
-            Computes the gradients anew and returns the loss. None where the gradients are already
-            there.
-
-        Returns
-        -------
-        Tensor, float or None
-            What the base returned: the loss.
-
-        Raises
-        ------
-        RuntimeError
-            For a gradient that is sparse or complex, and inside a CUDA graph.
-        """
-        rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    def advance(self, closure: Callable[[], Loss] | None) -> Loss | None:
+        """Step the base with amplified gradients, then put those of autograd back."""
+        rows: Rows = []
 
         def amplified() -> Any:
-            restore()
+            restore(rows)
             loss = evaluate(closure)
-            rows.extend(self.amplify())
+            rows.extend(amplify(self))
             return loss
-
-        def restore() -> None:
-            while rows:
-                p, grad, louder = rows.pop()
-                if p.grad is louder:
-                    p.grad = grad
 
         try:
             if closure is None:
                 amplified()
-            return self.take(closure and amplified)
+            return self.take(closure and amplified)  # type: ignore[no-any-return]
         finally:
-            restore()
+            restore(rows)

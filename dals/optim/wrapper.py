@@ -9,12 +9,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.optim import LBFGS, Optimizer, optimizer as torch_hooks
 
-from .base import require, same_buffers, same_groups, BaseOptimizer, holds_params, rate
+from .base import require, same_buffers, same_groups, BaseOptimizer, holds_params, Loss, rate
 
 # %% auto #0
 __all__ = ['without_global_hooks', 'parted', 'one_gradient', 'Wrapper']
@@ -79,6 +79,7 @@ class Wrapper(BaseOptimizer):
     def __init__(
         self,
         base: Optimizer,  # the optimizer that takes the steps
+        **scalars: Any,  # a value for each name in `scalars`
     ):
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps an optimizer that is already built, not {type(base).__name__}.")
@@ -86,6 +87,8 @@ class Wrapper(BaseOptimizer):
         for group in self.param_groups:
             self.check(group)
             self.settle(group)
+        self.sound(scalars)
+        vars(self).update(scalars)
 
     @property
     def observe(self) -> Callable[[Any], None]:
@@ -141,6 +144,39 @@ class Wrapper(BaseOptimizer):
             return self.base.step(closure)
         with without_global_hooks():
             return self.base.step(closure)
+
+    def advance(self, closure: Callable[[], Loss] | None) -> Loss | None:
+        """A step: `take`, and what this wrapper puts around it. Autograd is off."""
+        return self.take(closure)  # type: ignore[no-any-return]
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Step the base, with what the wrapper puts around its step.
+
+        Parameters
+        ----------
+        closure : function without arguments, or None, default None
+            Does zero_grad, forward and backward, and returns the loss. None where the gradients are
+            already there; SAM, which asks for them twice, needs a closure, unless every ``lr`` is 0,
+            which makes room for a state that is to be loaded.
+
+        Returns
+        -------
+        Tensor, float or None
+            The loss: what the base returned, and of SAM the first.
+
+        Raises
+        ------
+        ValueError
+            Where SAM gets no closure.
+        RuntimeError
+            For a gradient that the wrapper or its base does not support, and inside a CUDA graph.
+        """
+        return self.advance(closure)
 
     def note(self) -> dict[str, Any]:
         """Write the scalars, those of wrappers within too, into the groups, where torch's checkpoints find them."""

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from ..optim.adaptive import AdaBound
 from ..optim.base import evaluate, gradients
 from ..optim.dals import DALS, DALSAcc, DALSFast
-from ..optim.joint import SAM, Grokfast, Lion, Lookahead, stlr
+from ..optim.joint import SAM, Grokfast, Lion, Lookahead, stlr, take_slow
 from ..optim.layers import layer_groups
 from ..optim.layerwise import LARS, discriminative
 from ..optim.schedule import constant, cosine, floored, restarts, Schedule
@@ -95,6 +95,7 @@ def groups_of(
 class LateDecay(Wrapper):
     "Decoupled weight decay that comes after the base's step."
 
+    weight_decay: float
     scalars = ("weight_decay",)
     elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
@@ -103,11 +104,9 @@ class LateDecay(Wrapper):
         base: Optimizer,  # takes the step, and has no weight decay of its own
         weight_decay: float,  # a step also shrinks the weights, moved as they are, by lr * weight_decay
     ):
-        super().__init__(base)
-        self.weight_decay = weight_decay
+        super().__init__(base, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def advance(self, closure: Callable[[], Any] | None) -> Any:
         "Step the base, then shrink every weight that has a gradient. Returns the base's loss."
         loss = self.take(closure)
         for group in self.param_groups:
@@ -167,12 +166,12 @@ class LateLookahead(Lookahead):
 
     elementwise = True  # a step takes each weight by itself, so that runs may share one (chapter 4.14)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def advance(self, closure: Callable[[], Any] | None) -> Any:
         "As in Lookahead, but the first step only moves the fast weights. Returns the base's loss."
         if self.steps:
-            return super().step(closure)
+            return super().advance(closure)
         loss = self.take(closure)
-        self.start()
+        take_slow(self.own, self.parameters())
         self.steps = 1
         return loss
 
