@@ -10,6 +10,9 @@ beside = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 if "DALS_DATA_DIR" not in os.environ and beside.is_dir():
     os.environ["DALS_DATA_DIR"] = str(beside)
 
+# one thread a process, as in the workers of a sweep: two processes with a thread for each of two cores keep waiting for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # kernels start as copies of one Python that has imported torch (tests/warm.py), also those that commands under test start
 if sys.platform == "linux" and "WARM_PYTHON" not in os.environ:
     warm = Path(tempfile.mkdtemp(prefix="dals-warm-"))

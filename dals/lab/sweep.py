@@ -24,6 +24,7 @@ from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ..recipes.strategies import Later
@@ -281,19 +282,20 @@ def _run_in_executor(
 ) -> None:
     "Run units in somebody else's executor, which stays open; an interrupt cancels what has not begun."
     at_work: dict[Future, Unit] = {}
+    done: SimpleQueue[Future] = SimpleQueue()
     try:
         for unit in units:
             try:
-                at_work[executor.submit(work, unit)] = unit
+                future = executor.submit(work, unit)
             except Exception as error: # it is broken, or closed
-                refusal: Future = Future()
-                refusal.set_exception(error)
-                at_work[refusal] = unit
+                future = Future()
+                future.set_exception(error)
+            at_work[future] = unit
+            future.add_done_callback(done.put) # each is looked at once, however many are at work
         while at_work:
-            wait(at_work, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in [future for future in at_work if future.done()]:
-                unit = at_work.pop(future)
-                ended(unit, future)
+            with suppress(Empty):
+                future = done.get(timeout=0.2)
+                ended(at_work.pop(future), future)
             if stopping():
                 raise KeyboardInterrupt
     finally:
@@ -409,7 +411,8 @@ class _Progress:
         "By this sweep's own times first, then by what was expected, then by the mean so far."
         known = [second for some in self.times.values() for second in some]
         mean = sum(known) / len(known) if known else None
-        each = [sum(own) / len(own) if (own := self.times.get(key[:4])) else self.expected.get(key, mean) for key in self.left]
+        means = {cell: sum(own) / len(own) for cell, own in self.times.items()}
+        each = [means.get(key[:4], self.expected.get(key, mean)) for key in self.left]
         workers = self.workers or sum(known) / max(1e-3, time.monotonic() - self.started)
         sure = [second for second in each if second is not None]
         return max(sum(sure) / max(1, workers), max(sure)) if sure and len(sure) == len(each) and (known or self.workers) else None
