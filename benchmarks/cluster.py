@@ -46,7 +46,7 @@ class Size:
     rounds: int = 3 # of the runs that wait for nothing
 
 
-SMOKE = Size((1, 2), 3, (0.0, 0.1), 1)
+SMOKE = Size((2,), 3, (0.0, 0.1), 1)
 SLOW = 8 # times as long as the others takes every tenth of the stragglers' runs
 
 

@@ -25,8 +25,8 @@ if sys.platform == "linux" and "WARM_PYTHON" not in os.environ:
 
 
 def pytest_collection_modifyitems(items):
-    "The notebooks first, since each takes many seconds: begun last, one would keep a worker busy while the others wait"
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    "Notebooks and benchmarks first, since each takes many seconds: begun last, one would keep a worker busy while the others wait"
+    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_benchmarks.py"))
 
 
 def pytest_unconfigure(config):

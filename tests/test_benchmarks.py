@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+from dals.lab.store import Store
 from dals.lab.tasks import available
 from dals.optim.adaptive import AdaBound
 from dals.optim.joint import Lion
@@ -160,6 +163,56 @@ def test_the_growth_that_is_drawn_was_measured_in_full():
     check_growth(found, [10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7], [2**i for i in range(1, 9)],
                  [2**i for i in range(8)], [2**i for i in range(6)], 7)
     assert {row["task"] for row in found["tokens"]} == {"trec6", "rte", "imdb"}
+
+
+def check_cluster(found, workers, waits):
+    "Nobody waits shorter than he is told, and no schedule ends before its longest run or before a fair share of all"
+    assert [row["workers"] for row in found["rows"]] == workers and found["start"] > 0
+    for row in found["rows"]:
+        share = row["runs"] / row["workers"]
+        assert [some["seconds"] for some in row["sweeps"]] == waits and min(row["calls"]) > 0
+        assert all(wall > some["seconds"] * share for some in row["sweeps"] for wall in some["walls"])
+        told = row["stragglers"]
+        assert {*told["orders"]} == {"as they come", "longest first", "longest last"}
+        for times in told["orders"].values():
+            assert min(times.values()) >= max(told["longest"], told["seconds"] * share) * (1 - 1e-9)
+
+
+def test_a_cluster_is_measured_with_runs_that_wait(tmp_path):
+    pytest.importorskip("distributed")
+    done = benchmark("cluster.py", "--smoke", "--out", tmp_path / "cluster.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, page = json.loads((tmp_path / "cluster.json").read_text(encoding="utf-8")), (tmp_path / "cluster.md").read_text(encoding="utf-8")
+    check_cluster(found, [2], [0.0, 0.1])
+    assert "These numbers mean nothing" in page and len(re.findall(r"^\| 2 \|", page, re.M)) == 1 + 1 + 3
+
+
+def test_the_cluster_that_is_told_was_measured_in_full():
+    found = json.loads((ROOT / "benchmarks" / "cluster.json").read_text(encoding="utf-8"))
+    assert found["command"] == "python benchmarks/cluster.py"
+    check_cluster(found, [1, 8, 32], [0.0, 0.5, 2.0])
+
+
+def test_where_the_time_of_reproduce_went_adds_up(tmp_path):
+    published, local = Store(str(ROOT / "results"), str(tmp_path / "none")), Store(str(tmp_path / "results"), str(tmp_path / "_results"))
+    for strategy, seconds, end in (("Fixed SGD", 20.0, 30), ("DALS", 40.0, 50)): # two workers, both from second 10
+        run = published.get("synthetic-released", "paper", "paper", strategy, 42)
+        local.put(replace(run, seconds=seconds, finished=f"2026-01-01T00:00:{end}+00:00"))
+    told = {"papermill": {"start_time": "2026-01-01T00:01:00+00:00", "end_time": "2026-01-01T00:01:10+00:00"}}
+    for path, text in (("notebooks/table2.ipynb", json.dumps({"metadata": told})), ("book/index.html", "")):
+        (tmp_path / "_reproduced" / path).parent.mkdir(parents=True)
+        (tmp_path / "_reproduced" / path).write_text(text, encoding="utf-8")
+    end = datetime.fromisoformat("2026-01-01T00:01:15+00:00").timestamp()
+    os.utime(tmp_path / "_reproduced" / "book" / "index.html", (end, end))
+    done = benchmark("reproduce.py", "--root", tmp_path, "--out", tmp_path / "page.md")
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    for row in ("training, 2 runs | 40 | 62% | 60", "notebooks, 1 | 20 | 31% | 10", "book, 1 pages | 5 | 8% |", "DALS | 40.0 | 2.00",
+                "table2 | 10.0"):
+        assert row in page, row
+    assert "the training takes 2.0 times as long" in page and "All runs together take 3.0 times" in page
+    done = benchmark("reproduce.py", "--root", tmp_path / "none", "--out", tmp_path / "none.md")
+    assert done.returncode == 1 and "run `make reproduce` there first" in done.stderr and not (tmp_path / "none.md").exists()
 
 
 def survey():

@@ -96,6 +96,19 @@ assert "torch" not in sys.modules
     assert "its rates are not all tuned: dals tune --task synthetic" in said
 
 
+def test_who_hands_runs_to_workers_needs_no_torch(tmp_path):
+    said = python(NO_TORCH + """
+import os
+from pathlib import Path
+from dals.cli import main
+os.chdir(sys.argv[1])
+Path("settings.ini").touch()
+assert main("train --task synthetic --strategy Adam DALS --profile smoke --seeds 0 --jobs 1".split()) == 0
+print("torch" in sys.modules)
+""", tmp_path)
+    assert said.splitlines()[-1] == "False" and len([*tmp_path.rglob("0.json")]) == 2
+
+
 def test_what_is_imported_later_is_what_type_checkers_read():
     import ast
     from importlib import import_module

@@ -230,9 +230,12 @@ def _noted_interrupts(tick: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+_DRIVERS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg" # of NVIDIA, of AMD, and of either below Windows
+
+
 def _births() -> Any:
     "How workers are born: as copies of one process that has imported everything, where that is safe."
-    if sys.platform != "linux" or torch.cuda.is_available(): # a driver that was asked anything does not live on in a copy
+    if sys.platform != "linux" or any(map(os.path.exists, _DRIVERS)): # a driver that was asked anything does not live on in a copy
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"]) # which a process's first optimizer imports

@@ -308,6 +308,8 @@ class Unavailable(RuntimeError):
 def available(task: str | Task) -> str | None:
     "One sentence on what is missing before `task` can run here; None where nothing is"
     task = get_task(task) if isinstance(task, str) else task
+    if task.draw is not None: # what is drawn needs no file
+        return None
     try:
         task.read(task.budget("smoke"))
         task.model()
