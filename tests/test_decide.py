@@ -182,7 +182,7 @@ def test_the_order_settles_the_most_per_second_first():
 def test_runs_whose_data_is_not_there_are_named_and_never_tried(root, capsys, monkeypatch):
     def absent(budget):
         raise Unavailable("synthetic is at the cleaner's: fetch it")
-    monkeypatch.setitem(TASKS, "synthetic", replace(TASKS["synthetic"], read=absent))
+    monkeypatch.setitem(TASKS, "synthetic", replace(TASKS["synthetic"], read=absent, draw=None)) # what is drawn is always here
     swept = []
     monkeypatch.setattr("dals.lab.sweep.sweep", lambda configs, *args, **more: swept.extend(configs) or dals.lab.sweep.SweepResult())
     assert main(["decide", "C8a", "--profile", "smoke", "--minutes", "5"]) == 0

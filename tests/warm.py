@@ -3,6 +3,7 @@
 `python warm.py serve FOLDER` is that Python, and `python -S warm.py -m ipykernel_launcher -f FILE` becomes a copy of it; the first to
 come starts it. Where a copy would not be what a fresh Python is, a fresh one is what it becomes: with another number of threads, where
 there is CUDA, whose driver does not live on in a copy, or where FOLDER is empty. dals itself is not among the imports."""
+import atexit
 import fcntl
 import importlib
 import json
@@ -80,6 +81,9 @@ def become(asked):
     sys.path[:] = [*places, *(place for place in sys.path[1:] if place not in places)]
     sys.argv[:] = asked["words"][1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(0) # the usual end takes every module apart, for nobody, and the pages that copies share: longer than a short chapter takes
 
 
 def client(folder, words):
