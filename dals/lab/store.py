@@ -7,6 +7,7 @@ __all__ = ['SCHEMA', 'UPGRADES', 'NewerRecord', 'to_text', 'shown', 'from_text',
            'outdated', 'code_notes', 'holder', 'claimed', 'project_root', 'Store']
 
 # %% ../../nbs/4_workshop/12_store.ipynb #11_results-002
+import gc
 import itertools
 import json
 import math
@@ -513,17 +514,23 @@ class Store:
     ) -> list[Run]: # each with an `origin`, "local" or "published"
         "The runs that match, ordered by key, a local one in place of its published twin; what cannot be read is named and passed over."
         found: dict[Key, Run] = {}
-        for place in ([where] if where else ["local", "published"]):
-            for path in self._paths(place, task, profile, protocol, strategy):
-                if variant != "*" and path.stem.partition("-")[2] != (variant or ""):
-                    continue
-                try:
-                    run = self._read(path, place)
-                except (NewerRecord, StoreError) as error:
-                    warnings.warn(f"{error}, and is passed over" if isinstance(error, StoreError) else str(error), stacklevel=2)
-                    continue
-                if run is not None:
-                    found.setdefault(run.key, run)
+        collecting = gc.isenabled()
+        gc.disable() # records hold no circles, and the collector would walk over all of them again and again
+        try:
+            for place in ([where] if where else ["local", "published"]):
+                for path in self._paths(place, task, profile, protocol, strategy):
+                    if variant != "*" and path.stem.partition("-")[2] != (variant or ""):
+                        continue
+                    try:
+                        run = self._read(path, place)
+                    except (NewerRecord, StoreError) as error:
+                        warnings.warn(f"{error}, and is passed over" if isinstance(error, StoreError) else str(error), stacklevel=2)
+                        continue
+                    if run is not None:
+                        found.setdefault(run.key, run)
+        finally:
+            if collecting:
+                gc.enable()
         return [found[key] for key in sorted(found, key=lambda key: (*key[:5], key.variant or ""))]
 
     def keep(
