@@ -9,7 +9,6 @@ sweep adds. They fit into the memory, too, for they are copies of one process th
 """
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
 import os
@@ -21,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -29,7 +27,7 @@ import distributed
 import torch
 from distributed import Client, LocalCluster
 from distributed.utils import get_mp_context
-from step import write_whole
+from step import measure_and_keep
 
 from dals.lab.records import Config, Run
 from dals.lab.store import Store
@@ -110,8 +108,9 @@ def list_schedule(jobs: Sequence[float], workers: int) -> float:
     return max(free)
 
 
-def measured(size: Size, smoke: bool) -> dict[str, Any]:
+def measured(smoke: bool) -> dict[str, Any]:
     "Everything, as plain JSON values"
+    size = SMOKE if smoke else Size()
     template = run_one(Config("synthetic", "Fixed SGD", 0, "paper", "smoke"))
     rows: list[dict[str, Any]] = []
     found: dict[str, Any] = {"command": "python benchmarks/cluster.py" + " --smoke" * smoke, "device": device_name(torch.device("cpu")),
@@ -191,16 +190,7 @@ that is free first, in the same order, in no time.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure what a cluster adds to its runs.")
-    parser.add_argument("--smoke", action="store_true", help="a tiny size, for a test")
-    parser.add_argument("--out", type=Path, help="file to write, ending in .json and in .md; a full run writes cluster beside this file")
-    options = parser.parse_args(arguments)
-    found = measured(SMOKE if options.smoke else Size(), options.smoke)
-    page = table(found)
-    print(page)
-    if out := options.out or (None if options.smoke else Path(__file__)):
-        write_whole(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-        write_whole(out.with_suffix(".md"), page)
+    measure_and_keep(__file__, "Measure what a cluster adds to its runs.", measured, table, arguments)
 
 
 if __name__ == "__main__":

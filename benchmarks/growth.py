@@ -5,9 +5,7 @@
 """
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import multiprocessing
 import platform
 import statistics
@@ -15,14 +13,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from throughput import cut # first of all: it sets the number of threads
 
 import torch
-from step import (DECAY, FOREACH, OURS, SIDES, Shapes, floats_alone, milliseconds, parameters, returned_memory, stepping,
-                  write_whole)
+from step import (DECAY, FOREACH, OURS, SIDES, Shapes, floats_alone, measure_and_keep, milliseconds, parameters,
+                  returned_memory, stepping)
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
@@ -190,8 +187,9 @@ def tokens(smoke: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(size: Size, smoke: bool) -> dict[str, Any]:
+def measured(smoke: bool) -> dict[str, Any]:
     "Everything, as plain JSON values"
+    size = SMOKE if smoke else Size()
     points = size.points()
     found: dict[str, Any] = {"command": "python benchmarks/growth.py" + " --smoke" * smoke, "device": device_name(CPU),
                              "system": platform.system(), "versions": versions(), "threads": torch.get_num_threads()}
@@ -261,17 +259,8 @@ padding of its batch.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure how the cost of a step and of training grows.")
-    parser.add_argument("--smoke", action="store_true", help="a tiny size, for a test")
-    parser.add_argument("--out", type=Path, help="file to write, ending in .json and in .md; a full run writes growth beside this file")
-    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = measured(SMOKE if options.smoke else Size(), options.smoke)
-    page = table(found)
-    print(page)
-    if out := options.out or (None if options.smoke else Path(__file__)):
-        write_whole(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-        write_whole(out.with_suffix(".md"), page)
+    measure_and_keep(__file__, "Measure how the cost of a step and of training grows.", measured, table, arguments)
 
 
 if __name__ == "__main__":

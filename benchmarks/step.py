@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import itertools
 import math
 import multiprocessing
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -428,6 +430,25 @@ def write_whole(out: Path, text: str) -> None:
     part = out.with_name(out.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, out)
+
+
+def measure_and_keep(
+    script: str, what: str, measured: Callable[[bool], dict[str, Any]], table: Callable[[dict[str, Any]], str],
+    arguments: list[str] | None = None,
+) -> None:
+    "The command line of a benchmark that keeps its numbers: measure, in full or at a tiny size, print the page, write numbers and page"
+    beside = Path(script)
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--smoke", action="store_true", help="a tiny size, for a test")
+    parser.add_argument("--out", type=Path,
+                        help=f"file to write, ending in .json and in .md; a full run writes {beside.stem} beside this file")
+    options = parser.parse_args(arguments)
+    found = measured(options.smoke)
+    page = table(found)
+    print(page)
+    if out := options.out or (None if options.smoke else beside):
+        write_whole(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+        write_whole(out.with_suffix(".md"), page)
 
 
 def main(arguments: list[str] | None = None) -> None:
